@@ -1,0 +1,33 @@
+//! Types that both the XDP program and user space compile: what lies in the BPF maps, and the arithmetic on it.
+//!
+//! Nothing here allocates, does I/O or depends on the host; every map type has a fixed layout, asserted at compile time.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod checksum;
+pub mod connection;
+pub mod counters;
+pub mod drop_reason;
+pub mod interface;
+pub mod net;
+#[cfg(feature = "user")]
+mod pod;
+pub mod real;
+pub mod service;
+
+/// Version of every layout in this crate; a daemon never reads pinned maps of another version.
+///
+/// Raise it with any change to a map's key, value or meaning.
+pub const ABI_VERSION: u32 = 1;
+
+/// Most virtual servers that one instance serves.
+pub const VIRTUAL_SERVERS_MAX: u32 = 1024;
+
+/// Most real servers of all virtual servers together; each virtual server counts its own.
+pub const REAL_SERVERS_MAX: u32 = 4096;
+
+/// Length of `scheduler_rings`: twice the real servers, so that a ring's successor fits beside it.
+pub const SCHEDULER_RINGS_LENGTH: u32 = 2 * REAL_SERVERS_MAX;
+
+/// Slots in `interfaces`; an interface lies at its index modulo this.
+pub const INTERFACES_LENGTH: u32 = 256;

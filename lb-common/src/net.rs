@@ -1,0 +1,205 @@
+//! Addresses, ports and protocols in the form in which they lie in the maps.
+//!
+//! No parsing of packets: `lb-ebpf` reads the wire, user space reads configuration.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IPv4 or IPv6 address: sixteen octets in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
+///
+/// `bpftool map dump` prints the octets in decimal, so the last four of an IPv4 address read as people write them.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// The octets, most significant first.
+    pub octets: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Address>() == 16);
+
+/// The third 32-bit word of an IPv4-mapped address, as the machine reads it from memory.
+const MAPPED_PREFIX: u32 = 0xffff_u32.to_be();
+
+impl Address {
+    /// `::`, where no address applies.
+    pub const UNSPECIFIED: Self = Self { octets: [0; 16] };
+
+    /// The IPv4 address whose four octets are the bytes of `word` in memory order.
+    #[inline(always)]
+    pub const fn from_ipv4_word(word: u32) -> Self {
+        Self::from_words([0, 0, MAPPED_PREFIX, word])
+    }
+
+    /// The address whose octets are the bytes of `words` in memory order.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        let [a, b, c, d] = words;
+        let [a, b, c, d] = [a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes()];
+        let octets = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]];
+        Self { octets }
+    }
+
+    /// The octets as four 32-bit words in memory order; the last is the IPv4 address of a mapped one.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        let o = &self.octets;
+        [
+            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+        ]
+    }
+
+    /// Whether this is an IPv4 address in mapped form.
+    #[inline(always)]
+    pub const fn is_ipv4(&self) -> bool {
+        matches!(self.words(), [0, 0, MAPPED_PREFIX, _])
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        let octets = match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        Self { octets }
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(address: Address) -> Self {
+        let v6 = Ipv6Addr::from(address.octets);
+        match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => IpAddr::V6(v6),
+        }
+    }
+}
+
+impl From<Ipv4Addr> for Address {
+    fn from(address: Ipv4Addr) -> Self {
+        IpAddr::V4(address).into()
+    }
+}
+
+/// A TCP or UDP port, in host order so that `bpftool` prints 80 as 80.
+///
+/// Only [`Port::from_wire`] and [`Port::to_wire`] touch network order; nothing else converts.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port(u16);
+
+impl Port {
+    /// The port numbered `number`, 0..=65535.
+    pub const fn new(number: u16) -> Self {
+        Self(number)
+    }
+
+    /// The port whose two header bytes read as `raw` from memory.
+    #[inline(always)]
+    pub const fn from_wire(raw: u16) -> Self {
+        Self(u16::from_be(raw))
+    }
+
+    /// The two header bytes, as a word to store to memory.
+    #[inline(always)]
+    pub const fn to_wire(self) -> u16 {
+        self.0.to_be()
+    }
+
+    /// The port's number, 0..=65535.
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+}
+
+/// A transport protocol that can be balanced, by its IANA number.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// Transmission Control Protocol, RFC 9293.
+    Tcp = 6,
+    /// User Datagram Protocol, RFC 768.
+    Udp = 17,
+}
+
+impl Protocol {
+    /// The protocol with this IANA number, `None` for those that are not balanced.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+
+    /// The word of the configuration file: `tcp` or `udp`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// An Ethernet address.
+#[repr(C, align(2))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MacAddress {
+    /// The octets in the order of the wire.
+    pub octets: [u8; 6],
+}
+
+const _: () = assert!(size_of::<MacAddress>() == 6);
+
+impl MacAddress {
+    /// All zero, where no address is known.
+    pub const ZERO: Self = Self { octets: [0; 6] };
+}
+
+impl core::fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let [a, b, c, d, e, g] = self.octets;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv4_is_mapped_and_reads_back() {
+        let address = Address::from(Ipv4Addr::new(10, 9, 0, 100));
+        assert_eq!(address.octets, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 9, 0, 100]);
+        assert_eq!(IpAddr::from(address), IpAddr::V4(Ipv4Addr::new(10, 9, 0, 100)));
+        assert!(address.is_ipv4());
+    }
+
+    #[test]
+    fn a_word_from_the_wire_is_the_same_address() {
+        let word = u32::from_ne_bytes([10, 9, 0, 100]);
+        assert_eq!(Address::from_ipv4_word(word), Address::from(Ipv4Addr::new(10, 9, 0, 100)));
+    }
+
+    #[test]
+    fn words_and_octets_agree() {
+        let v6: Address = "fd00::1:2:3".parse::<IpAddr>().unwrap().into();
+        assert_eq!(Address::from_words(v6.words()), v6);
+        assert!(!v6.is_ipv4());
+    }
+
+    #[test]
+    fn port_eighty_is_bytes_zero_and_eighty() {
+        assert_eq!(Port::new(80).to_wire().to_ne_bytes(), [0, 80]);
+        assert_eq!(Port::from_wire(u16::from_ne_bytes([0x1f, 0x90])).number(), 8080);
+    }
+
+    #[test]
+    fn mac_address_prints_as_operators_write_it() {
+        let mac = MacAddress { octets: [0, 0, 0x5e, 0, 1, 51] };
+        assert_eq!(mac.to_string(), "00:00:5e:00:01:33");
+    }
+}
