@@ -1,6 +1,7 @@
 //! Takes values out of a parsed table by key and type, and reports what does not fit. Knows no key by name.
 
-use std::ops::Range;
+use std::borrow::Cow;
+use std::ops::{Range, RangeInclusive};
 
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
@@ -13,6 +14,8 @@ use super::suggest::{closest, did_you_mean, one_of};
 pub struct Reader<'t> {
     kind: &'static Table,
     table: &'t DeTable<'t>,
+    /// Keys that are there, but misspelt.
+    misspelt: Vec<&'static str>,
     /// The table's header, or its text when it is inline.
     pub span: Range<usize>,
 }
@@ -28,10 +31,9 @@ pub struct Words<T: 'static> {
 impl<'t> Reader<'t> {
     /// Reads `table` as one of `kind`, and reports the keys that have no place in it.
     pub fn open(kind: &'static Table, table: &'t DeTable<'t>, span: Range<usize>, report: &mut Report<'_>) -> Self {
-        for key in table.keys().filter(|key| !kind.knows(key.get_ref())) {
-            report_unknown(kind, key, report);
-        }
-        Self { kind, table, span }
+        let unknown = table.keys().filter(|key| !kind.knows(key.get_ref()));
+        let misspelt = unknown.filter_map(|key| report_unknown(kind, key, report)).collect();
+        Self { kind, table, misspelt, span }
     }
 
     /// Whether `key` is there, of whatever type.
@@ -39,10 +41,20 @@ impl<'t> Reader<'t> {
         self.table.contains_key(key)
     }
 
+    /// Whether `key` is there in no form: neither misspelt nor lost with a syntax error.
+    pub fn lacks(&self, key: &str, report: &Report<'_>) -> bool {
+        !self.has(key) && !self.misspelt.contains(&key) && !report.is_lost(key)
+    }
+
+    /// Whether an array without elements is at `key`.
+    pub fn is_empty_array(&self, key: &str) -> bool {
+        self.table.get(key).is_some_and(|value| value.get_ref().as_array().is_some_and(|array| array.is_empty()))
+    }
+
     /// Reports `key` as missing, unless it is there.
     pub fn require(&self, key: &str, allowed: &str, help: &str, report: &mut Report<'_>) {
         debug_assert!(self.kind.requires(key), "{key} is optional in the schema of {}", self.kind.header);
-        if !self.has(key) && !report.is_lost(key) {
+        if self.lacks(key, report) {
             let message = format!("{} is missing, must be {allowed}", self.path(key));
             report.error(&self.span, message, Some(help.to_owned()));
         }
@@ -84,21 +96,27 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// The integer at `key`, which must lie in `least..=most`.
-    pub fn integer<N>(&self, key: &'static str, least: N, most: N, report: &mut Report<'_>) -> Option<N>
+    /// The integer at `key`, which must lie in `range`; `help` says what it means.
+    pub fn integer<N>(
+        &self,
+        key: &'static str,
+        range: RangeInclusive<N>,
+        help: &str,
+        report: &mut Report<'_>,
+    ) -> Option<N>
     where
         N: Copy + PartialOrd + TryFrom<i128> + std::fmt::Display,
     {
         let value = self.value(key)?;
-        let allowed = format!("{least}..={most}");
+        let allowed = format!("{}..={}", range.start(), range.end());
         let DeValue::Integer(integer) = value.get_ref() else {
-            return self.wrong_type(key, value, &format!("a number, {allowed}"), report);
+            return self.wrong_type(key, value, &format!("a number without quotes, {allowed}"), report);
         };
         let number = number(integer).and_then(|number| N::try_from(number).ok());
-        let number = number.filter(|number| (least..=most).contains(number));
+        let number = number.filter(|number| range.contains(number));
         if number.is_none() {
             let message = format!("{} is {}, must be {allowed}", self.path(key), report.quote(&value.span()));
-            report.error(&value.span(), message, None);
+            report.error(&value.span(), message, Some(help.to_owned()));
         }
         number
     }
@@ -145,6 +163,11 @@ impl<'t> Reader<'t> {
         };
         match value.get_ref() {
             DeValue::Array(array) => array.iter().for_each(|element| open(element, report)),
+            DeValue::Table(_) if !report.quote(&value.span()).starts_with(['[', '{']) => {
+                let message = format!("{} is missing above, must come before what belongs to it", kind.header);
+                let help = format!("start each {key} with {}", kind.header);
+                report.error(&value.span(), message, Some(help));
+            }
             DeValue::Table(_) => {
                 self.report_type(key, value, &allowed, report);
                 open(value, report);
@@ -189,24 +212,33 @@ fn number(integer: &DeInteger<'_>) -> Option<i128> {
     i128::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
-fn report_unknown(kind: &Table, key: &Spanned<std::borrow::Cow<'_, str>>, report: &mut Report<'_>) {
+/// Reports `key` as unknown; yields the key of this table that was meant.
+fn report_unknown(kind: &Table, key: &Spanned<Cow<'_, str>>, report: &mut Report<'_>) -> Option<&'static str> {
     let word = key.get_ref().as_ref();
     let place = if kind.header.is_empty() { "at the top level".to_owned() } else { format!("in {}", kind.header) };
     let message = format!("unknown key \"{}\" {place}", word.escape_debug());
-    report.error(&key.span(), message, Some(way_out(kind, word)));
+    let (help, meant) = meaning(kind, word);
+    report.error(&key.span(), message, Some(help));
+    meant
 }
 
-fn way_out(kind: &Table, word: &str) -> String {
-    let keys: Vec<&str> = kind.keys.iter().map(|key| key.name).collect();
+/// The way out, and the key of this table that was meant.
+fn meaning(kind: &Table, word: &str) -> (String, Option<&'static str>) {
+    let keys: Vec<&'static str> = kind.keys.iter().map(|key| key.name).collect();
     let translated = schema::KEEPALIVED_WORDS.iter().find(|(keepalived, _)| *keepalived == word);
     if let Some((_, ours)) = translated.filter(|(_, ours)| kind.knows(ours)) {
-        return format!("keepalived's {word} is called {ours} here");
+        return (format!("keepalived's {word} is called {ours} here"), Some(ours));
     }
     if let Some(near) = closest(word, keys.iter().copied()) {
-        return did_you_mean(near);
+        return (did_you_mean(near), Some(near));
     }
-    match schema::TABLES.iter().find(|table| table.knows(word)) {
-        Some(home) => format!("it belongs under {}", home.header),
-        None => format!("known here: {}", keys.join(", ")),
+    if let Some(home) = schema::TABLES.iter().find(|table| table.knows(word)) {
+        return (format!("it belongs under {}", home.header), None);
+    }
+    let everywhere = schema::TABLES.iter().flat_map(|table| table.keys.iter().map(|key| (key.name, table.header)));
+    let near = closest(word, everywhere.clone().map(|(key, _)| key));
+    match near.and_then(|near| everywhere.clone().find(|(key, _)| *key == near)) {
+        Some((near, header)) if !header.is_empty() => (format!("did you mean \"{near}\" under {header}?"), None),
+        Some(_) | None => (format!("known here: {}", keys.join(", ")), None),
     }
 }

@@ -14,6 +14,8 @@ use super::schema;
 use super::virtual_server::FORWARDING_METHODS;
 use crate::model::{RealServer, Weight};
 
+const WEIGHT_HELP: &str = "it is a share of new connections; 0 takes none";
+
 /// What a real server needs to know of its virtual server.
 pub struct Parent<'c> {
     /// The VIP and port, and the line on which they are written; `None` when they are wrong or missing.
@@ -27,7 +29,7 @@ pub struct Parent<'c> {
 /// Reads every real server of the virtual server in `table`; those with errors are left out.
 pub fn read_all(table: &Reader<'_>, parent: Parent<'_>, report: &mut Report<'_>) -> Vec<RealServer> {
     let tables = table.tables("real_server", &schema::REAL_SERVER, report);
-    if tables.is_empty() && !report.is_lost("real_server") {
+    if tables.is_empty() && (table.lacks("real_server", report) || table.is_empty_array("real_server")) {
         let help = r#"write [[virtual_server.real_server]] below it, and under that address = "10.0.1.11:80""#;
         report.error(
             &table.span,
@@ -73,7 +75,7 @@ fn read(
     report: &mut Report<'_>,
 ) -> Option<RealServer> {
     table.require("address", r#""ip:port" or "ip""#, r#"write address = "10.0.1.11:80""#, report);
-    let weight = table.integer("weight", 0, u16::MAX, report).map_or(Weight::ONE, Weight::new);
+    let weight = table.integer("weight", 0..=u16::MAX, WEIGHT_HELP, report).map_or(Weight::ONE, Weight::new);
     let own = table.word("forwarding", &FORWARDING_METHODS, report);
     let inherited = if table.has("forwarding") { None } else { parent.forwarding };
     let written = written_address(table, report)?;

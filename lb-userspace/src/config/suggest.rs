@@ -3,6 +3,9 @@
 /// Longer words are nobody's slip of the finger, and the distance is quadratic.
 const LENGTH_MAX: usize = 64;
 
+/// Fewer letters abbreviate too many words.
+const SHORT_FORM_MIN: usize = 4;
+
 /// The candidate that `word` is most likely a misspelling of, `None` when none is near.
 pub fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     if word.len() > LENGTH_MAX {
@@ -12,9 +15,15 @@ pub fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) ->
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= slips_allowed(candidate))
+        .filter(|(distance, candidate)| *distance <= slips_allowed(candidate) || is_short_for(&word, candidate))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// `warning` for `warn`, `runtime_dir` for `runtime_directory`.
+fn is_short_for(word: &str, candidate: &str) -> bool {
+    let (shorter, longer) = if word.len() < candidate.len() { (word, candidate) } else { (candidate, word) };
+    shorter.len() >= SHORT_FORM_MIN && longer.starts_with(shorter)
 }
 
 /// A third of the letters, and at least one.
@@ -46,6 +55,8 @@ mod tests {
         assert_eq!(closest("tpc", ["tcp", "udp"]), Some("tcp"));
         assert_eq!(closest("TCP", ["tcp", "udp"]), Some("tcp"));
         assert_eq!(closest("connections-max", ["connections_max", "mode"]), Some("connections_max"));
+        assert_eq!(closest("runtime_dir", ["instance", "runtime_directory"]), Some("runtime_directory"));
+        assert_eq!(closest("warning", ["warn", "info"]), Some("warn"));
         assert_eq!(closest("sctp2", ["tcp", "udp"]), None);
         assert_eq!(closest(&"t".repeat(100_000), ["tcp"]), None);
     }

@@ -12,7 +12,7 @@ use super::diagnostic::{Diagnostic, Excerpt};
 use super::lines::Lines;
 
 /// More than this is no configuration with slips in it, but a file of another kind.
-const ERRORS_MAX: usize = 100;
+const ERRORS_MAX: usize = 20;
 
 /// A text without syntax errors.
 pub struct Repaired {
@@ -35,7 +35,11 @@ pub fn repair(written: &str) -> Repaired {
         match repair.step(&text) {
             Step::Clean => break true,
             Step::Repaired if repair.errors.len() < ERRORS_MAX => {}
-            Step::Repaired | Step::Stuck => break false,
+            Step::Repaired => {
+                repair.give_up();
+                break false;
+            }
+            Step::Stuck => break false,
         }
     };
     Repaired { text: repair.lines.join("\n"), errors: repair.errors, lost: repair.lost, readable }
@@ -75,20 +79,26 @@ impl Repair<'_> {
         }
         let number = lines.line(span.start);
         let line = lines.text(number);
-        self.report(&span, message, &lines);
+        match own_words(line) {
+            Some((found, message, help)) => {
+                let start = lines.range(number).start;
+                self.report(&(start + found.start..start + found.end), &message, Some(help), &lines);
+            }
+            None => self.report(&span, message, self.way_out(number), &lines),
+        }
         if line.trim_start().starts_with('[') { self.mend_header(number, line) } else { self.lose(number..=number) }
     }
 
     /// A value of several lines: either it is never closed, then the lines below are none of it, or it is broken inside.
     fn lose_value(&mut self, error: &Range<usize>, message: &str, value: &Range<usize>, lines: &Lines<'_>) -> Step {
-        let (first, last) =
-            (lines.line(value.start), lines.line(value.end.saturating_sub(1)).max(lines.line(value.start)));
-        let unclosed = errors_without(&self.lines, first..=first) <= errors_without(&self.lines, first..=last);
-        if !unclosed {
-            self.report(error, message, lines);
+        let first = lines.line(value.start);
+        let last = lines.line(value.end.saturating_sub(1)).max(first);
+        if errors_without(&self.lines, first..=last) < errors_without(&self.lines, first..=first) {
+            self.report(error, message, Some(format!("it is in the value that starts on line {first}")), lines);
             return self.lose(first..=last);
         }
-        self.report(&(value.start..value.start + 1), "the value that starts here does not end", lines);
+        let help = closing(self.written.text(first)).map(|mark| format!("close it with {mark}"));
+        self.report(&(value.start..value.start + 1), "the value that starts here does not end", help, lines);
         self.lose(first..=first)
     }
 
@@ -113,15 +123,21 @@ impl Repair<'_> {
         step
     }
 
-    fn report(&mut self, span: &Range<usize>, message: &str, lines: &Lines<'_>) {
+    fn report(&mut self, span: &Range<usize>, message: &str, help: Option<String>, lines: &Lines<'_>) {
         let (number, column) = (lines.line(span.start), lines.column(span.start));
         if self.errors.iter().any(|error| error.line == number) {
             return;
         }
-        let marked = span.len().max(1);
         let line = self.written.text(number);
-        let diagnostic = Diagnostic::new(number, column, message.to_owned(), self.way_out(number));
-        self.errors.push(diagnostic.with_excerpt(Excerpt::new(line, column, marked)));
+        let diagnostic = Diagnostic::new(number, column, message.to_owned(), help);
+        self.errors.push(diagnostic.with_excerpt(Excerpt::new(line, column, span.len())));
+    }
+
+    fn give_up(&mut self) {
+        let last = self.errors.iter().map(|error| (error.line, error.column)).max();
+        let (line, column) = last.unwrap_or((1, 1));
+        let message = format!("{ERRORS_MAX} syntax errors so far, the rest of the file is not checked");
+        self.errors.push(Diagnostic::new(line, column, message, Some("is this file meant to be TOML?".to_owned())));
     }
 
     fn way_out(&self, number: usize) -> Option<String> {
@@ -131,18 +147,21 @@ impl Repair<'_> {
         }
         if line.ends_with('{') || line == "}" {
             return Some(
-                "this is TOML, not keepalived.conf: a table starts with [[virtual_server]] on a line of its own".into(),
+                "this is TOML, not keepalived.conf: write [[virtual_server]], and its keys on the lines below".into(),
             );
         }
-        let Some((key, value)) = line.split_once('=') else {
-            return Some("write it as: key = value".into());
-        };
-        let (key, value) = (key.trim(), value.trim());
-        let same_key = |earlier: &str| earlier.split_once('=').is_some_and(|(other, _)| other.trim() == key);
-        if let Some(first) = self.first_like(number, same_key) {
-            return Some(format!("it is on line {first} already; keep one of the two"));
+        if line.contains(|c: char| c.is_control() && c != '\t') {
+            return Some("remove the control character, or write it as \\u and four hexadecimal digits".into());
         }
-        value_way_out(key, value)
+        let Some((key, value)) = line.split_once('=') else {
+            return Some(equals_sign_way_out(line));
+        };
+        let key = key.trim();
+        let same_key = |earlier: &str| earlier.split_once('=').is_some_and(|(other, _)| other.trim() == key);
+        match self.first_like(number, same_key) {
+            Some(first) => Some(format!("it is on line {first} already; keep one of the two")),
+            None => closing(value).map(|mark| format!("close it with {mark}")),
+        }
     }
 
     /// The nearest line above `number` that `matches`; for a key, only in the same table.
@@ -163,13 +182,61 @@ fn header_way_out(line: &str, first: Option<usize>) -> Option<String> {
     }
 }
 
-fn value_way_out(key: &str, value: &str) -> Option<String> {
-    if value.is_empty() {
-        return Some(format!("write the value of {key} after the \"=\", or remove the line"));
+/// `lb_algo rr` was meant as `lb_algo = "rr"`.
+fn equals_sign_way_out(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words.as_slice() {
+        [key, value] if value.parse::<i64>().is_ok() => format!("did you mean {key} = {value}?"),
+        [key, value] if !value.contains('"') => format!("did you mean {key} = \"{value}\"?"),
+        _ => "write it as: key = value".to_owned(),
     }
-    let bare = value.split('#').next().unwrap_or_default().trim();
-    let quoted = value.starts_with(['"', '\'', '[', '{']);
-    (!quoted && !bare.contains(['"', '\'', '='])).then(|| format!("did you mean {key} = \"{bare}\"?"))
+}
+
+/// The two slips that `toml` words badly, a text without quotes and a key without a value: place in `line`, message
+/// and way out.
+fn own_words(line: &str) -> Option<(Range<usize>, String, String)> {
+    let (before, after) = line.split_once('=')?;
+    let value = after.split('#').next().unwrap_or_default();
+    let start = before.len() + 1 + (value.len() - value.trim_start().len());
+    let (key, value) = (before.trim(), value.trim());
+    if key.is_empty() || key.starts_with('[') || key.contains(char::is_whitespace) {
+        return None;
+    }
+    if value.is_empty() {
+        let place = before.len()..before.len() + 1;
+        return Some((
+            place,
+            format!("{key} has no value"),
+            "write one after the \"=\", or remove the line".to_owned(),
+        ));
+    }
+    is_bare_text(value).then(|| {
+        let help = format!("did you mean {key} = \"{value}\"?");
+        (start..start + value.len(), format!("{key} is {value}, must be in quotes"), help)
+    })
+}
+
+/// Whether `value` is neither quoted nor of any other type that TOML has.
+fn is_bare_text(value: &str) -> bool {
+    let is_word = value.chars().all(|c| c.is_ascii_alphanumeric() || "/.:_-".contains(c));
+    let like_a_number = value.chars().all(|c| c.is_ascii_digit() || "_-".contains(c)) || value.parse::<f64>().is_ok();
+    let prefixed = ["0x", "0o", "0b"].iter().any(|prefix| value.starts_with(prefix));
+    is_word && !like_a_number && !prefixed && !matches!(value, "true" | "false")
+}
+
+/// What ends the string, array or inline table that starts in `line` and does not end there.
+fn closing(line: &str) -> Option<&'static str> {
+    let value = line.split_once('=').map_or(line, |(_, value)| value).trim();
+    let once = |mark: &str| value.matches(mark).count() == 1;
+    match value {
+        _ if value.starts_with("\"\"\"") && once("\"\"\"") => Some("\"\"\""),
+        _ if value.starts_with("'''") && once("'''") => Some("'''"),
+        _ if value.starts_with('"') && once("\"") => Some("\""),
+        _ if value.starts_with('\'') && once("'") => Some("'"),
+        _ if value.starts_with('[') && !value.ends_with(']') => Some("]"),
+        _ if value.starts_with('{') && !value.ends_with('}') => Some("}"),
+        _ => None,
+    }
 }
 
 /// `[[virtual_server] # web` becomes `[[virtual_server]]`.

@@ -16,7 +16,7 @@ use super::schema;
 use crate::model::{Service, VirtualServer};
 
 const NAME_LENGTH_MAX: usize = 64;
-const EXAMPLE: &str = "start one with [[virtual_server]], as in configs/minimal.toml";
+const EXAMPLE: &str = "write [[virtual_server]], and under it address, protocol, forwarding and its real servers";
 const PROTOCOL_HELP: &str = r#"write protocol = "tcp" or protocol = "udp""#;
 
 static PROTOCOLS: Words<Protocol> = Words { now: &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], later: &["sctp"] };
@@ -42,7 +42,7 @@ struct Claimed {
 /// Reads every `[[virtual_server]]`; those with errors are left out.
 pub fn read_all(root: &Reader<'_>, report: &mut Report<'_>) -> Vec<VirtualServer> {
     let tables = root.tables("virtual_server", &schema::VIRTUAL_SERVER, report);
-    if tables.is_empty() && !report.is_lost("virtual_server") {
+    if tables.is_empty() && (root.lacks("virtual_server", report) || root.is_empty_array("virtual_server")) {
         report.error_in_file("there is no virtual_server, must be at least one".into(), Some(EXAMPLE.into()));
     }
     if let Some(first_over) = tables.get(usize::try_from(VIRTUAL_SERVERS_MAX).unwrap_or(usize::MAX)) {

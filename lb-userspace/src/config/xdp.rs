@@ -1,6 +1,7 @@
 //! `[xdp]`: where and how the XDP program runs.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
 use super::global::path;
 use super::model::{Backend, Xdp, XdpMode};
@@ -11,8 +12,8 @@ use super::schema;
 /// IFNAMSIZ less the closing zero.
 const INTERFACE_LENGTH_MAX: usize = 15;
 const CONNECTIONS: u32 = 1_000_000;
-const CONNECTIONS_LEAST: u32 = 1024;
-const CONNECTIONS_MOST: u32 = 100_000_000;
+const CONNECTIONS_RANGE: RangeInclusive<u32> = 1024..=100_000_000;
+const CONNECTIONS_HELP: &str = "it counts entries of the connection table; a connection takes one, with NAT two";
 const PIN_DIRECTORY: &str = "/sys/fs/bpf/evenkeel";
 const INTERFACES_EXAMPLE: &str = r#"name what the clients' packets arrive on: interfaces = ["eth0"]"#;
 
@@ -21,7 +22,7 @@ static MODES: Words<XdpMode> =
 
 /// Reads `[xdp]`, which must be there when it is the `backend`; each value that is missing has its default.
 pub fn read(root: &Reader<'_>, backend: Option<Backend>, report: &mut Report<'_>) -> Option<Xdp> {
-    if backend == Some(Backend::Xdp) && !root.has("xdp") && !report.is_lost("xdp") {
+    if backend == Some(Backend::Xdp) && root.lacks("xdp", report) {
         let message = r#"[xdp] is missing, must be there for backend "xdp""#.to_owned();
         report.error_in_file(message, Some(r#"write [xdp], and under it interfaces = ["eth0"]"#.to_owned()));
     }
@@ -29,7 +30,7 @@ pub fn read(root: &Reader<'_>, backend: Option<Backend>, report: &mut Report<'_>
     table.require("interfaces", "a list of network interfaces", INTERFACES_EXAMPLE, report);
     let interfaces = interfaces(&table, report);
     let mode = table.word("mode", &MODES, report).unwrap_or(XdpMode::Auto);
-    let connections_max = table.integer("connections_max", CONNECTIONS_LEAST, CONNECTIONS_MOST, report);
+    let connections_max = table.integer("connections_max", CONNECTIONS_RANGE, CONNECTIONS_HELP, report);
     let pin_directory = path(&table, "pin_directory", report).unwrap_or_else(|| PIN_DIRECTORY.into());
     let packet_log = table.boolean("packet_log", report).unwrap_or(false);
     Some(Xdp {
