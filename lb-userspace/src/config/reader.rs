@@ -74,7 +74,7 @@ impl<'t> Reader<'t> {
         const ALLOWED: &str = "an array of strings in quotes";
         let value = self.value(key)?;
         let DeValue::Array(array) = value.get_ref() else {
-            return self.wrong_type(key, value, ALLOWED, report);
+            return self.wrong_type(key, value, &format!("{ALLOWED}, in [ ] even when it is one"), report);
         };
         let mut strings = Vec::with_capacity(array.len());
         for element in array.iter() {

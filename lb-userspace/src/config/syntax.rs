@@ -160,7 +160,7 @@ impl Repair<'_> {
         let same_key = |earlier: &str| earlier.split_once('=').is_some_and(|(other, _)| other.trim() == key);
         match self.first_like(number, same_key) {
             Some(first) => Some(format!("it is on line {first} already; keep one of the two")),
-            None => closing(value).map(|mark| format!("close it with {mark}")),
+            None => closing(value).map(|mark| format!("close it with {mark}")).or_else(|| without_zeros(key, value)),
         }
     }
 
@@ -222,6 +222,12 @@ fn is_bare_text(value: &str) -> bool {
     let like_a_number = value.chars().all(|c| c.is_ascii_digit() || "_-".contains(c)) || value.parse::<f64>().is_ok();
     let prefixed = ["0x", "0o", "0b"].iter().any(|prefix| value.starts_with(prefix));
     is_word && !like_a_number && !prefixed && !matches!(value, "true" | "false")
+}
+
+/// `weight = 010` was meant as 10.
+fn without_zeros(key: &str, value: &str) -> Option<String> {
+    let digits = value.split('#').next().unwrap_or_default().trim().strip_prefix('0')?.trim_start_matches('0');
+    digits.parse::<u64>().ok().map(|number| format!("did you mean {key} = {number}?"))
 }
 
 /// What ends the string, array or inline table that starts in `line` and does not end there.
