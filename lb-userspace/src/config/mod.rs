@@ -1,1 +1,92 @@
-//! Configuration.
+//! The configuration file: read, checked as a whole, every error reported at once.
+//!
+//! Opens no socket and asks no kernel: whether an interface exists or an address is free is not checked here.
+
+mod address;
+mod diagnostic;
+mod global;
+mod lines;
+mod model;
+mod reader;
+mod real_server;
+mod report;
+mod schema;
+mod suggest;
+mod syntax;
+mod virtual_server;
+mod xdp;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+pub use self::diagnostic::{Diagnostic, Diagnostics};
+use self::lines::Lines;
+pub use self::model::{Backend, Config, Global, LogLevel, Xdp, XdpMode};
+use self::reader::Reader;
+use self::report::Report;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The file can be read, but not used.
+    #[error(transparent)]
+    Invalid(Diagnostics),
+}
+
+/// Reads and checks the file at `path`.
+///
+/// # Errors
+/// [`LoadError::Read`] when the file cannot be read, [`LoadError::Invalid`] with all that is wrong in it.
+pub fn load(path: &Path) -> Result<Config, LoadError> {
+    let name = path.display().to_string();
+    let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+    match str::from_utf8(&bytes) {
+        Ok(text) => parse(&name, text).map_err(LoadError::Invalid),
+        Err(error) => Err(LoadError::Invalid(not_utf8(&name, &bytes, error.valid_up_to()))),
+    }
+}
+
+/// Checks `text`, the contents of a file that messages call `name`.
+///
+/// # Errors
+/// All that is wrong with it, in the order of the file.
+pub fn parse(name: &str, text: &str) -> Result<Config, Diagnostics> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let repaired = syntax::repair(text);
+    let mut report = Report::new(text, &repaired);
+    if !repaired.readable {
+        return Err(report.finish(name));
+    }
+    let (document, _) = DeTable::parse_recoverable(&repaired.text);
+    let root = Reader::open(&schema::ROOT, document.get_ref(), document.span(), &mut report);
+    let global = global::read(&root, &mut report);
+    let xdp = xdp::read(&root, global.as_ref().map(|global| global.backend), &mut report);
+    let virtual_servers = virtual_server::read_all(&root, &mut report);
+    match (global, xdp) {
+        (Some(global), Some(xdp)) if report.is_empty() => Ok(Config { global, xdp, virtual_servers }),
+        _ => Err(report.finish(name)),
+    }
+}
+
+fn not_utf8(name: &str, bytes: &[u8], valid_up_to: usize) -> Diagnostics {
+    let text = String::from_utf8_lossy(bytes);
+    let lines = Lines::new(&text);
+    let (line, column) = (lines.line(valid_up_to), lines.column(valid_up_to));
+    let help = "save the file as UTF-8".to_owned();
+    let error =
+        Diagnostic::new(line, column, "a byte that is not UTF-8, must be UTF-8 as in all TOML".into(), Some(help));
+    Diagnostics::new(name, vec![error.with_excerpt(diagnostic::Excerpt::new(lines.text(line), column, 1))])
+}

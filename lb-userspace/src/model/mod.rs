@@ -1,1 +1,11 @@
-//! Model.
+//! What is balanced: virtual servers and the real servers behind them. Pure values, no file and no kernel.
+
+mod real_server;
+mod service;
+mod virtual_server;
+mod weight;
+
+pub use real_server::RealServer;
+pub use service::Service;
+pub use virtual_server::VirtualServer;
+pub use weight::Weight;

@@ -1,0 +1,138 @@
+//! `evenkeel check FILE`: says whether a configuration is usable. Needs no root and opens nothing but the file.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::config::{self, Config, LoadError};
+
+const OK: u8 = 0;
+const FAILED: u8 = 1;
+const INVALID: u8 = 2;
+
+/// Checks the configuration in `file`: a summary on stdout, or every error on stderr.
+///
+/// Exits 0 when the configuration is usable, 2 when it has errors, 1 when the file cannot be read.
+pub fn check(file: &Path) -> ExitCode {
+    let code = run(file, &mut io::stdout().lock(), &mut io::stderr().lock());
+    ExitCode::from(code)
+}
+
+fn run(file: &Path, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
+    let (written, code) = match config::load(file) {
+        Ok(config) => (writeln!(stdout, "{}: ok: {}", file.display(), summary(&config)), OK),
+        Err(error @ LoadError::Read { .. }) => (writeln!(stderr, "{}", with_causes(&error)), FAILED),
+        Err(LoadError::Invalid(diagnostics)) => (writeln!(stderr, "{diagnostics}"), INVALID),
+    };
+    match written {
+        Ok(()) => code,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
+        Err(_) => code.max(FAILED),
+    }
+}
+
+fn summary(config: &Config) -> String {
+    let virtual_servers = config.virtual_servers.len();
+    let real_servers = config.virtual_servers.iter().map(|server| server.real_servers.len()).sum();
+    format!(
+        "{}, {}, backend {} on {}",
+        count(virtual_servers, "virtual server"),
+        count(real_servers, "real server"),
+        config.global.backend.name(),
+        config.xdp.interfaces.join(", "),
+    )
+}
+
+fn count(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct ClosedPipe;
+
+    impl Write for ClosedPipe {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const GOOD: &str = r#"
+[xdp]
+interfaces = ["eth0", "eth1"]
+
+[[virtual_server]]
+address = "10.0.0.100:80"
+protocol = "tcp"
+scheduler = "rr"
+forwarding = "nat"
+
+[[virtual_server.real_server]]
+address = "10.0.1.11"
+
+[[virtual_server.real_server]]
+address = "10.0.1.12"
+"#;
+
+    fn checked(text: &str) -> (u8, String, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("lb.toml");
+        std::fs::write(&file, text).unwrap();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let code = run(&file, &mut stdout, &mut stderr);
+        let name = file.display().to_string();
+        let [stdout, stderr] =
+            [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap().replace(&name, "lb.toml"));
+        (code, stdout, stderr)
+    }
+
+    #[test]
+    fn a_usable_file_is_one_line_on_stdout() {
+        let (code, stdout, stderr) = checked(GOOD);
+        assert_eq!(stdout, "lb.toml: ok: 1 virtual server, 2 real servers, backend xdp on eth0, eth1\n");
+        assert_eq!((code, stderr.as_str()), (0, ""));
+    }
+
+    #[test]
+    fn an_unusable_file_is_reported_on_stderr() {
+        let (code, stdout, stderr) = checked(&GOOD.replace(r#""tcp""#, r#""tpc""#));
+        assert_eq!((code, stdout.as_str()), (2, ""));
+        assert!(stderr.starts_with("lb.toml:7:12: error: "), "{stderr}");
+        assert!(stderr.ends_with("lb.toml: 1 error\n"), "{stderr}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_names_path_and_cause() {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let code = run(Path::new("/nonexistent/lb.toml"), &mut stdout, &mut stderr);
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(stderr, "cannot read /nonexistent/lb.toml: No such file or directory (os error 2)\n");
+        assert_eq!(code, 1);
+    }
+
+    #[test]
+    fn a_closed_pipe_is_not_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("lb.toml");
+        std::fs::write(&file, GOOD).unwrap();
+        assert_eq!(run(&file, &mut ClosedPipe, &mut ClosedPipe), 0);
+    }
+}

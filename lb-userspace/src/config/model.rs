@@ -1,0 +1,110 @@
+//! The checked configuration: every value in range, nothing contradicts. No opinion on how it was written.
+
+use std::path::PathBuf;
+
+use crate::model::VirtualServer;
+
+/// A configuration that passed every check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `[global]`
+    pub global: Global,
+    /// `[xdp]`
+    pub xdp: Xdp,
+    /// `[[virtual_server]]`, in the order of the file; at least one, at most [`lb_common::VIRTUAL_SERVERS_MAX`].
+    pub virtual_servers: Vec<VirtualServer>,
+}
+
+/// What concerns the daemon as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Global {
+    /// Tells several daemons on a host apart: `[a-z0-9_-]{1,32}`.
+    pub instance: String,
+    /// Who forwards packets.
+    pub backend: Backend,
+    /// Where lock and control socket lie; absolute.
+    pub runtime_directory: PathBuf,
+    /// The least severe message that is logged.
+    pub log_level: LogLevel,
+}
+
+/// Who forwards packets. IPVS will be the other one; until it is, no configuration can ask for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The XDP program.
+    Xdp,
+}
+
+impl Backend {
+    /// The word of the configuration file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+/// The least severe message that is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// An operator must act.
+    Error,
+    /// Degraded, but healing.
+    Warn,
+    /// Changes of state.
+    Info,
+    /// Single events.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The word of the configuration file, which `tracing` understands too.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// The XDP data path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Xdp {
+    /// Names of the interfaces that the program is attached to: at least one, each 1..=15 bytes, none twice.
+    pub interfaces: Vec<String>,
+    /// How the program is attached.
+    pub mode: XdpMode,
+    /// Entries of the connection table, 1024..=100000000; a NAT connection takes two.
+    pub connections_max: u32,
+    /// Where maps and links are pinned; absolute, on a bpffs.
+    pub pin_directory: PathBuf,
+    /// Whether the program logs its decision on every packet.
+    pub packet_log: bool,
+}
+
+/// How the XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver where it can, else in the kernel's generic path.
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's generic path, after the skb is allocated: works with any driver, but slowly.
+    Generic,
+}
+
+impl XdpMode {
+    /// The word of the configuration file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}

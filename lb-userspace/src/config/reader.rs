@@ -1,0 +1,244 @@
+//! Takes values out of a parsed table by key and type, and reports what does not fit. Knows no key by name.
+
+use std::borrow::Cow;
+use std::ops::{Range, RangeInclusive};
+
+use toml::Spanned;
+use toml::de::{DeInteger, DeTable, DeValue};
+
+use super::report::Report;
+use super::schema::{self, Table};
+use super::suggest::{closest, did_you_mean, one_of};
+
+/// One table of the file.
+pub struct Reader<'t> {
+    kind: &'static Table,
+    table: &'t DeTable<'t>,
+    /// Keys that are there, but misspelt.
+    misspelt: Vec<&'static str>,
+    /// The table's header, or its text when it is inline.
+    pub span: Range<usize>,
+}
+
+/// Words that a key may have: those that work, and those that are known and will work in a later version.
+pub struct Words<T: 'static> {
+    /// What is allowed, and its meaning.
+    pub now: &'static [(&'static str, T)],
+    /// What is refused as not available yet.
+    pub later: &'static [&'static str],
+}
+
+impl<'t> Reader<'t> {
+    /// Reads `table` as one of `kind`, and reports the keys that have no place in it.
+    pub fn open(kind: &'static Table, table: &'t DeTable<'t>, span: Range<usize>, report: &mut Report<'_>) -> Self {
+        let unknown = table.keys().filter(|key| !kind.knows(key.get_ref()));
+        let misspelt = unknown.filter_map(|key| report_unknown(kind, key, report)).collect();
+        Self { kind, table, misspelt, span }
+    }
+
+    /// Whether `key` is there, of whatever type.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Whether `key` is there in no form: neither misspelt nor lost with a syntax error.
+    pub fn lacks(&self, key: &str, report: &Report<'_>) -> bool {
+        !self.has(key) && !self.misspelt.contains(&key) && !report.is_lost(key)
+    }
+
+    /// Whether an array without elements is at `key`.
+    pub fn is_empty_array(&self, key: &str) -> bool {
+        self.table.get(key).is_some_and(|value| value.get_ref().as_array().is_some_and(|array| array.is_empty()))
+    }
+
+    /// Reports `key` as missing, unless it is there.
+    pub fn require(&self, key: &str, allowed: &str, help: &str, report: &mut Report<'_>) {
+        debug_assert!(self.kind.requires(key), "{key} is optional in the schema of {}", self.kind.header);
+        if self.lacks(key, report) {
+            let message = format!("{} is missing, must be {allowed}", self.path(key));
+            report.error(&self.span, message, Some(help.to_owned()));
+        }
+    }
+
+    /// The string at `key`.
+    pub fn string(&self, key: &'static str, report: &mut Report<'_>) -> Option<Spanned<&'t str>> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::String(text) => Some(Spanned::new(value.span(), text.as_ref())),
+            _ => self.wrong_type(key, value, "a string in quotes", report),
+        }
+    }
+
+    /// The strings in the array at `key`.
+    pub fn strings(&self, key: &'static str, report: &mut Report<'_>) -> Option<Spanned<Vec<Spanned<&'t str>>>> {
+        const ALLOWED: &str = "an array of strings in quotes";
+        let value = self.value(key)?;
+        let DeValue::Array(array) = value.get_ref() else {
+            return self.wrong_type(key, value, &format!("{ALLOWED}, in [ ] even when it is one"), report);
+        };
+        let mut strings = Vec::with_capacity(array.len());
+        for element in array.iter() {
+            match element.get_ref() {
+                DeValue::String(text) => strings.push(Spanned::new(element.span(), text.as_ref())),
+                _ => self.report_type(key, element, ALLOWED, report),
+            }
+        }
+        let readable = array.is_empty() || !strings.is_empty();
+        readable.then(|| Spanned::new(value.span(), strings))
+    }
+
+    /// The boolean at `key`.
+    pub fn boolean(&self, key: &'static str, report: &mut Report<'_>) -> Option<bool> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(boolean) => Some(*boolean),
+            _ => self.wrong_type(key, value, "true or false, without quotes", report),
+        }
+    }
+
+    /// The integer at `key`, which must lie in `range`; `help` says what it means.
+    pub fn integer<N>(
+        &self,
+        key: &'static str,
+        range: RangeInclusive<N>,
+        help: &str,
+        report: &mut Report<'_>,
+    ) -> Option<N>
+    where
+        N: Copy + PartialOrd + TryFrom<i128> + std::fmt::Display,
+    {
+        let value = self.value(key)?;
+        let allowed = format!("{}..={}", range.start(), range.end());
+        let DeValue::Integer(integer) = value.get_ref() else {
+            return self.wrong_type(key, value, &format!("a number without quotes, {allowed}"), report);
+        };
+        let number = number(integer).and_then(|number| N::try_from(number).ok());
+        let number = number.filter(|number| range.contains(number));
+        if number.is_none() {
+            let message = format!("{} is {}, must be {allowed}", self.path(key), report.quote(&value.span()));
+            report.error(&value.span(), message, Some(help.to_owned()));
+        }
+        number
+    }
+
+    /// The word at `key`, one of `words`.
+    pub fn word<T: Copy>(&self, key: &'static str, words: &Words<T>, report: &mut Report<'_>) -> Option<T> {
+        let value = self.value(key)?;
+        let known: Vec<&str> = words.now.iter().map(|(word, _)| *word).collect();
+        let allowed = one_of(&known);
+        let DeValue::String(text) = value.get_ref() else {
+            return self.wrong_type(key, value, &allowed, report);
+        };
+        if let Some((_, meaning)) = words.now.iter().find(|(word, _)| word == text) {
+            return Some(*meaning);
+        }
+        let (path, found) = (self.path(key), text.escape_debug());
+        let (message, help) = if words.later.contains(&text.to_lowercase().as_str()) {
+            (format!("{path} is \"{found}\": not available yet in this version, use {allowed}"), None)
+        } else {
+            let help = closest(text, known).map(did_you_mean);
+            (format!("{path} is \"{found}\", must be {allowed}"), help)
+        };
+        report.error(&value.span(), message, help);
+        None
+    }
+
+    /// The table at `key`.
+    pub fn table(&self, key: &'static str, kind: &'static Table, report: &mut Report<'_>) -> Option<Reader<'t>> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::Table(table) => Some(Reader::open(kind, table, value.span(), report)),
+            _ => self.wrong_type(key, value, &format!("a table, written {}", kind.header), report),
+        }
+    }
+
+    /// The tables of the array at `key`. A single table is an error, but read all the same.
+    pub fn tables(&self, key: &'static str, kind: &'static Table, report: &mut Report<'_>) -> Vec<Reader<'t>> {
+        let Some(value) = self.value(key) else { return vec![] };
+        let allowed = format!("an array of tables, each written {}", kind.header);
+        let mut tables = vec![];
+        let mut open = |element: &'t Spanned<DeValue<'t>>, report: &mut Report<'_>| match element.get_ref() {
+            DeValue::Table(table) => tables.push(Reader::open(kind, table, element.span(), report)),
+            _ => self.report_type(key, element, &allowed, report),
+        };
+        match value.get_ref() {
+            DeValue::Array(array) => array.iter().for_each(|element| open(element, report)),
+            DeValue::Table(_) if !report.quote(&value.span()).starts_with(['[', '{']) => {
+                let message = format!("{} is missing above, must come before what belongs to it", kind.header);
+                let help = format!("start each {key} with {}", kind.header);
+                report.error(&value.span(), message, Some(help));
+            }
+            DeValue::Table(_) => {
+                self.report_type(key, value, &allowed, report);
+                open(value, report);
+            }
+            _ => self.report_type(key, value, &allowed, report),
+        }
+        tables
+    }
+
+    /// The path of `key` from the top level, as messages name it.
+    pub fn path(&self, key: &str) -> String {
+        if self.kind.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.kind.path) }
+    }
+
+    fn value(&self, key: &'static str) -> Option<&'t Spanned<DeValue<'t>>> {
+        debug_assert!(self.kind.knows(key), "{key} is not in the schema of {}", self.kind.header);
+        self.table.get(key)
+    }
+
+    fn wrong_type<T>(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+        allowed: &str,
+        report: &mut Report<'_>,
+    ) -> Option<T> {
+        self.report_type(key, value, allowed, report);
+        None
+    }
+
+    fn report_type(&self, key: &str, value: &Spanned<DeValue<'_>>, allowed: &str, report: &mut Report<'_>) {
+        let found = match value.get_ref() {
+            DeValue::Array(_) => "an array".to_owned(),
+            DeValue::Table(_) => "a table".to_owned(),
+            _ => report.quote(&value.span()),
+        };
+        report.error(&value.span(), format!("{} is {found}, must be {allowed}", self.path(key)), None);
+    }
+}
+
+fn number(integer: &DeInteger<'_>) -> Option<i128> {
+    i128::from_str_radix(integer.as_str(), integer.radix()).ok()
+}
+
+/// Reports `key` as unknown; yields the key of this table that was meant.
+fn report_unknown(kind: &Table, key: &Spanned<Cow<'_, str>>, report: &mut Report<'_>) -> Option<&'static str> {
+    let word = key.get_ref().as_ref();
+    let place = if kind.header.is_empty() { "at the top level".to_owned() } else { format!("in {}", kind.header) };
+    let message = format!("unknown key \"{}\" {place}", word.escape_debug());
+    let (help, meant) = meaning(kind, word);
+    report.error(&key.span(), message, Some(help));
+    meant
+}
+
+/// The way out, and the key of this table that was meant.
+fn meaning(kind: &Table, word: &str) -> (String, Option<&'static str>) {
+    let keys: Vec<&'static str> = kind.keys.iter().map(|key| key.name).collect();
+    let translated = schema::KEEPALIVED_WORDS.iter().find(|(keepalived, _)| *keepalived == word);
+    if let Some((_, ours)) = translated.filter(|(_, ours)| kind.knows(ours)) {
+        return (format!("keepalived's {word} is called {ours} here"), Some(ours));
+    }
+    if let Some(near) = closest(word, keys.iter().copied()) {
+        return (did_you_mean(near), Some(near));
+    }
+    if let Some(home) = schema::TABLES.iter().find(|table| table.knows(word)) {
+        return (format!("it belongs under {}", home.header), None);
+    }
+    let everywhere = schema::TABLES.iter().flat_map(|table| table.keys.iter().map(|key| (key.name, table.header)));
+    let near = closest(word, everywhere.clone().map(|(key, _)| key));
+    match near.and_then(|near| everywhere.clone().find(|(key, _)| *key == near)) {
+        Some((near, header)) if !header.is_empty() => (format!("did you mean \"{near}\" under {header}?"), None),
+        Some(_) | None => (format!("known here: {}", keys.join(", ")), None),
+    }
+}

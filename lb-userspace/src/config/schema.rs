@@ -1,0 +1,110 @@
+//! Every table and key of the file, as data: for the reader, and for the test that compares `full.toml` with it.
+
+/// One kind of table.
+pub struct Table {
+    /// The path in messages, `virtual_server.real_server`; empty at the top level.
+    pub path: &'static str,
+    /// The header that starts it, as written.
+    pub header: &'static str,
+    /// What may stand in it.
+    pub keys: &'static [Key],
+}
+
+/// One key of a table.
+pub struct Key {
+    /// As written.
+    pub name: &'static str,
+    /// What happens without it.
+    pub presence: Presence,
+}
+
+/// What happens without a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// The configuration is refused, or would be without another key in its place.
+    Required,
+    /// Nothing.
+    Optional,
+    /// This value holds, as written in TOML.
+    Default(&'static str),
+}
+
+/// The top level: the tables themselves.
+pub static ROOT: Table = Table {
+    path: "",
+    header: "",
+    keys: &[
+        Key { name: "global", presence: Presence::Optional },
+        Key { name: "xdp", presence: Presence::Required },
+        Key { name: "virtual_server", presence: Presence::Required },
+    ],
+};
+
+/// `[global]`
+pub static GLOBAL: Table = Table {
+    path: "global",
+    header: "[global]",
+    keys: &[
+        Key { name: "instance", presence: Presence::Default(r#""evenkeel""#) },
+        Key { name: "backend", presence: Presence::Default(r#""xdp""#) },
+        Key { name: "runtime_directory", presence: Presence::Default(r#""/run/evenkeel""#) },
+        Key { name: "log_level", presence: Presence::Default(r#""info""#) },
+    ],
+};
+
+/// `[xdp]`
+pub static XDP: Table = Table {
+    path: "xdp",
+    header: "[xdp]",
+    keys: &[
+        Key { name: "interfaces", presence: Presence::Required },
+        Key { name: "mode", presence: Presence::Default(r#""auto""#) },
+        Key { name: "connections_max", presence: Presence::Default("1000000") },
+        Key { name: "pin_directory", presence: Presence::Default(r#""/sys/fs/bpf/evenkeel""#) },
+        Key { name: "packet_log", presence: Presence::Default("false") },
+    ],
+};
+
+/// `[[virtual_server]]`
+pub static VIRTUAL_SERVER: Table = Table {
+    path: "virtual_server",
+    header: "[[virtual_server]]",
+    keys: &[
+        Key { name: "name", presence: Presence::Optional },
+        Key { name: "address", presence: Presence::Required },
+        Key { name: "protocol", presence: Presence::Required },
+        Key { name: "scheduler", presence: Presence::Default(r#""rr""#) },
+        Key { name: "forwarding", presence: Presence::Required },
+        Key { name: "real_server", presence: Presence::Required },
+    ],
+};
+
+/// `[[virtual_server.real_server]]`
+pub static REAL_SERVER: Table = Table {
+    path: "virtual_server.real_server",
+    header: "[[virtual_server.real_server]]",
+    keys: &[
+        Key { name: "address", presence: Presence::Required },
+        Key { name: "weight", presence: Presence::Default("1") },
+        Key { name: "forwarding", presence: Presence::Optional },
+    ],
+};
+
+/// All of them, in the order of the file.
+pub static TABLES: [&Table; 5] = [&ROOT, &GLOBAL, &XDP, &VIRTUAL_SERVER, &REAL_SERVER];
+
+/// keepalived's words that are called otherwise here.
+pub static KEEPALIVED_WORDS: [(&str, &str); 4] =
+    [("lb_algo", "scheduler"), ("lvs_sched", "scheduler"), ("lb_kind", "forwarding"), ("lvs_method", "forwarding")];
+
+impl Table {
+    /// Whether `key` may stand in this table.
+    pub fn knows(&self, key: &str) -> bool {
+        self.keys.iter().any(|known| known.name == key)
+    }
+
+    /// Whether the configuration is refused without `key`, or without another key in its place.
+    pub fn requires(&self, key: &str) -> bool {
+        self.keys.iter().any(|known| known.name == key && known.presence == Presence::Required)
+    }
+}

@@ -1,0 +1,123 @@
+//! `[[virtual_server]]`: what is balanced, and that no two of them contradict each other.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use lb_common::VIRTUAL_SERVERS_MAX;
+use lb_common::net::Protocol;
+use lb_common::service::{ForwardingMethod, Scheduler};
+
+use super::address;
+use super::reader::{Reader, Words};
+use super::real_server::{self, Parent};
+use super::report::Report;
+use super::schema;
+use crate::model::{Service, VirtualServer};
+
+const NAME_LENGTH_MAX: usize = 64;
+const EXAMPLE: &str = "write [[virtual_server]], and under it address, protocol, forwarding and its real servers";
+const PROTOCOL_HELP: &str = r#"write protocol = "tcp" or protocol = "udp""#;
+
+static PROTOCOLS: Words<Protocol> = Words { now: &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], later: &["sctp"] };
+static SCHEDULERS: Words<Scheduler> = Words {
+    now: &[("rr", Scheduler::Rr)],
+    later: &["wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq", "fo", "ovf", "lblc", "lblcr", "twos"],
+};
+
+/// How packets reach a real server: the words of `forwarding`.
+pub static FORWARDING_METHODS: Words<ForwardingMethod> = Words {
+    now: &[("nat", ForwardingMethod::Nat), ("dr", ForwardingMethod::Dr), ("tun", ForwardingMethod::Tun)],
+    later: &[],
+};
+
+/// What other virtual servers have claimed, and on which line.
+#[derive(Default)]
+struct Claimed {
+    services: HashMap<Service, usize>,
+    names: HashMap<String, usize>,
+    real_servers: usize,
+}
+
+/// Reads every `[[virtual_server]]`; those with errors are left out.
+pub fn read_all(root: &Reader<'_>, report: &mut Report<'_>) -> Vec<VirtualServer> {
+    let tables = root.tables("virtual_server", &schema::VIRTUAL_SERVER, report);
+    if tables.is_empty() && (root.lacks("virtual_server", report) || root.is_empty_array("virtual_server")) {
+        report.error_in_file("there is no virtual_server, must be at least one".into(), Some(EXAMPLE.into()));
+    }
+    if let Some(first_over) = tables.get(usize::try_from(VIRTUAL_SERVERS_MAX).unwrap_or(usize::MAX)) {
+        let message = format!("{} virtual servers, must be at most {VIRTUAL_SERVERS_MAX}", tables.len());
+        let help = "this is the first too many; give the rest to another instance".to_owned();
+        report.error(&first_over.span, message, Some(help));
+    }
+    let mut claimed = Claimed::default();
+    tables.iter().filter_map(|table| read(table, &mut claimed, report)).collect()
+}
+
+fn read(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> Option<VirtualServer> {
+    let name = name(table, claimed, report);
+    table.require("address", r#""ip:port""#, r#"write address = "10.0.0.100:80""#, report);
+    let address = vip(table, report);
+    table.require("protocol", r#""tcp" or "udp""#, PROTOCOL_HELP, report);
+    let protocol = table.word("protocol", &PROTOCOLS, report);
+    let scheduler = table.word("scheduler", &SCHEDULERS, report).unwrap_or(Scheduler::Rr);
+    let forwarding = table.word("forwarding", &FORWARDING_METHODS, report);
+    let service = address.as_ref().zip(protocol).map(|((address, span), protocol)| {
+        let service = Service { address: *address, protocol };
+        claim_service(service, span, claimed, report);
+        service
+    });
+    let parent = Parent {
+        address: address.map(|(address, span)| (address, report.line(&span))),
+        forwarding,
+        count: &mut claimed.real_servers,
+    };
+    let real_servers = real_server::read_all(table, parent, report);
+    Some(VirtualServer { name, service: service?, scheduler, real_servers })
+}
+
+fn name(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> Option<String> {
+    let written = table.string("name", report)?;
+    let (name, span) = (*written.get_ref(), written.span());
+    let (path, shown) = (table.path("name"), name.escape_debug());
+    let length = name.chars().count();
+    let printable = |c: char| c == ' ' || !(c.is_control() || c.is_whitespace());
+    if !(1..=NAME_LENGTH_MAX).contains(&length) {
+        let message = format!("{path} has {length} characters, must have 1..={NAME_LENGTH_MAX}");
+        report.error(&span, message, None);
+    } else if !name.chars().all(printable) {
+        report.error(&span, format!("{path} is \"{shown}\", must consist of printable characters"), None);
+    } else if let Some(first) = claimed.names.get(name) {
+        let message = format!("{path} is \"{shown}\", which the virtual server on line {first} is called already");
+        report.error(&span, message, Some("give each virtual server a name of its own, or none".into()));
+    } else {
+        claimed.names.insert(name.to_owned(), report.line(&span));
+    }
+    Some(name.to_owned())
+}
+
+fn vip(table: &Reader<'_>, report: &mut Report<'_>) -> Option<(SocketAddr, Range<usize>)> {
+    let written = table.string("address", report)?;
+    let (path, text, span) = (table.path("address"), *written.get_ref(), written.span());
+    let read = address::parse(text, address::VIRTUAL_SERVER);
+    let (what, help) = match read {
+        Ok(address::Written { ip, port: Some(port) }) => return Some((SocketAddr::new(ip, port), span)),
+        Ok(address::Written { ip, port: None }) => {
+            let example = address::with_port(ip, 80);
+            ("must have a port, 1..=65535".to_owned(), Some(format!("write \"{example}\" for port 80")))
+        }
+        Err(address::Fault { what, help }) => (what, help),
+    };
+    report.error(&span, format!("{path} is \"{}\", {what}", text.escape_debug()), help);
+    None
+}
+
+fn claim_service(service: Service, span: &Range<usize>, claimed: &mut Claimed, report: &mut Report<'_>) {
+    if let Some(first) = claimed.services.get(&service) {
+        let message = format!("virtual_server {service} is there twice, first on line {first}");
+        let help = "put the real servers of both under one, or change address, port or protocol".to_owned();
+        report.error(span, message, Some(help));
+        return;
+    }
+    claimed.services.insert(service, report.line(span));
+}
