@@ -82,6 +82,7 @@ const _: () = assert!(size_of::<ConnectionEntry>() == 56);
 pub const TICK_SHIFT: u32 = 8;
 
 /// How long an idle entry stays valid, in coarse ticks (256 jiffies each).
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// [`ConnectionState::SynReceived`].

@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
 
-use crate::connection::{ConnectionEntry, FlowKey};
+use crate::connection::{ConnectionEntry, FlowKey, Timeouts};
 use crate::counters::Counters;
 use crate::interface::InterfaceEntry;
 use crate::net::Address;
@@ -27,3 +27,5 @@ unsafe impl aya::Pod for RealServerEntry {}
 unsafe impl aya::Pod for ServiceKey {}
 // SAFETY: as above.
 unsafe impl aya::Pod for VirtualServerEntry {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Timeouts {}

@@ -61,11 +61,7 @@ pub fn to_client(ctx: &XdpContext, packet: &Packet, entry: &ConnectionEntry) -> 
         answer::FRAGMENTATION_NEEDED => Err(DropReason::PacketTooBig),
         answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => Err(DropReason::NoRoute),
         // Local, no route, no neighbour, forwarding off.
-        _ => Ok(Egress {
-            ifindex: entry.client_ifindex,
-            destination: entry.client_mac,
-            source: entry.director_mac,
-        }),
+        _ => Ok(Egress { ifindex: entry.client_ifindex, destination: entry.client_mac, source: entry.director_mac }),
     }
 }
 

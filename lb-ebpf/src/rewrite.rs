@@ -51,11 +51,7 @@ pub fn translate(ctx: &XdpContext, packet: &Packet, end: End, address: Address, 
             End::Destination => (*ports).destination = port.to_wire(),
         }
     }
-    if packet.is_ipv4 {
-        set_ipv4(ctx, Some((end, address)), addresses)
-    } else {
-        set_ipv6(ctx, Some((end, address)))
-    }
+    if packet.is_ipv4 { set_ipv4(ctx, Some((end, address)), addresses) } else { set_ipv6(ctx, Some((end, address))) }
 }
 
 /// Takes one from the time to live or hop limit, as every router does (RFC 1812 §5.3.1, RFC 8200 §3).

@@ -1,3 +1,123 @@
-//! The `evenkeel` command.
+//! The `evenkeel` command: arguments and exit code.
 
-fn main() {}
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lb_userspace::cli;
+use lb_userspace::config::XdpMode;
+
+/// Load balancer for TCP and UDP: XDP forwards by NAT, direct routing or tunnelling, from one TOML file.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+#[derive(Parser)]
+#[command(name = "evenkeel", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a configuration until SIGTERM or SIGINT, then put the host back as it was
+    Run {
+        /// The configuration
+        #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
+    /// Say whether a configuration is usable, with every error at its place; touches nothing, needs no root
+    Check {
+        /// The configuration
+        file: PathBuf,
+    },
+    /// Show what a running daemon serves, and what it has counted
+    Status {
+        #[command(flatten)]
+        target: TargetArguments,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what a daemon that was killed has left: its program, pins, socket, and changes to the host
+    Cleanup {
+        /// The configuration that the daemon ran
+        #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
+    /// On a real server: strip IPIP and IP6IP6 from packets to a VIP, where the kernel has no tunnel device
+    Decap {
+        /// The interface that tunnelled packets arrive by
+        #[arg(short, long)]
+        interface: String,
+        /// A VIP that packets inside the tunnel are for; may be given several times
+        #[arg(long = "vip", required = true)]
+        vips: Vec<IpAddr>,
+        /// How to attach the program
+        #[arg(long, value_enum, default_value_t = Mode::Auto)]
+        mode: Mode,
+    },
+}
+
+/// Which daemon is meant; without any of these, the only one that runs.
+#[derive(Args)]
+#[group(multiple = false)]
+struct TargetArguments {
+    /// The daemon that listens on this socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// The daemon that runs this configuration
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The daemon with this instance name and the default runtime directory
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Mode {
+    /// In the driver where it can, else generic
+    Auto,
+    /// In the driver, or not at all
+    Native,
+    /// After the kernel has built an skb: works everywhere, slowly
+    Generic,
+}
+
+const DEFAULT_CONFIG: &str = "/etc/evenkeel/evenkeel.toml";
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run { config } => cli::run::run(&config),
+        Command::Check { file } => Ok(cli::check::check(&file)),
+        Command::Status { target, json } => cli::status::status(&target.into(), json),
+        Command::Cleanup { config } => cli::cleanup::cleanup(&config),
+        Command::Decap { interface, vips, mode } => cli::decap::decap(&interface, &vips, mode.into()),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("evenkeel: {}", lb_userspace::error::chain(error.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+impl From<TargetArguments> for cli::status::Target {
+    fn from(arguments: TargetArguments) -> Self {
+        let TargetArguments { socket, config, instance } = arguments;
+        match (socket, config, instance) {
+            (Some(path), _, _) => Self::Socket(path),
+            (_, Some(file), _) => Self::Config(file),
+            (_, _, Some(name)) => Self::Instance(name),
+            (None, None, None) => Self::Only,
+        }
+    }
+}
+
+impl From<Mode> for XdpMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => Self::Auto,
+            Mode::Native => Self::Native,
+            Mode::Generic => Self::Generic,
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `evenkeel cleanup`: removes what a daemon that died has left.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::config::{self, LoadError};
+use crate::instance::Instance;
+
+/// Removes what an earlier daemon of the instance in `file` has left, and says what that was.
+///
+/// # Errors
+///
+/// When the instance's daemon is running, or something cannot be removed.
+pub fn cleanup(file: &Path) -> anyhow::Result<ExitCode> {
+    let config = match config::load(file) {
+        Ok(config) => config,
+        Err(LoadError::Invalid(diagnostics)) => {
+            eprintln!("{diagnostics}");
+            return Ok(ExitCode::from(2));
+        }
+        Err(error @ LoadError::Read { .. }) => return Err(error.into()),
+    };
+    let (instance, leftovers) = Instance::acquire(&config)?;
+    drop(instance);
+    let mut stdout = io::stdout().lock();
+    let mut print = || {
+        if leftovers.is_empty() {
+            writeln!(stdout, "nothing to clean up for instance {}", config.global.instance)?;
+        }
+        leftovers.iter().try_for_each(|line| writeln!(stdout, "{line}"))
+    };
+    super::ignore_closed_pipe(print())?;
+    Ok(ExitCode::SUCCESS)
+}

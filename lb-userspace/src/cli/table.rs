@@ -1,0 +1,156 @@
+//! The daemon's state as text for a terminal. Pure.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::control::protocol::{Counters, NextHop, RealServer, Status, VirtualServer};
+
+/// The state as a head line, a table in the manner of `ipvsadm -Ln`, and the drops that happened.
+pub fn status(status: &Status) -> String {
+    let interfaces: Vec<String> = status.interfaces.iter().map(|i| format!("{} ({})", i.name, i.mode)).collect();
+    let head = format!(
+        "instance {}, backend {} on {}, up {}, pid {}\n\n",
+        status.instance,
+        status.backend,
+        interfaces.join(", "),
+        uptime(status.uptime_seconds),
+        status.pid,
+    );
+    let drops: Vec<String> =
+        status.drops.iter().filter(|(_, count)| **count != 0).map(|(r, count)| format!("{r} {count}")).collect();
+    let drops = if drops.is_empty() { "none".to_owned() } else { drops.join(", ") };
+    format!("{head}{}\n\ndropped packets: {drops}\n", table(&status.virtual_servers))
+}
+
+const HEADER: [&str; 10] = [
+    "virtual server / real server",
+    "sched",
+    "forward",
+    "weight",
+    "conns",
+    "packets in",
+    "packets out",
+    "bytes in",
+    "bytes out",
+    "next hop",
+];
+
+fn table(virtual_servers: &[VirtualServer]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(HEADER);
+    for server in virtual_servers {
+        table.add_row(virtual_server_row(server));
+        for real in &server.real_servers {
+            table.add_row(real_server_row(real));
+        }
+    }
+    for index in 3..=8 {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+fn virtual_server_row(server: &VirtualServer) -> Vec<String> {
+    let name = server.name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+    let title = format!("{} {}{name}", server.protocol, server.address);
+    let mut row = vec![title, server.scheduler.clone(), String::new(), String::new()];
+    row.extend(counters(&server.counters));
+    row.push(String::new());
+    row
+}
+
+fn real_server_row(real: &RealServer) -> Vec<String> {
+    let title = format!("  -> {}", real.address);
+    let mut row = vec![title, String::new(), real.forwarding.clone(), real.weight.to_string()];
+    row.extend(counters(&real.counters));
+    row.push(next_hop(&real.next_hop));
+    row
+}
+
+fn counters(counters: &Counters) -> [String; 5] {
+    let Counters { connections, packets_in, packets_out, bytes_in, bytes_out } = counters;
+    [connections, packets_in, packets_out, bytes_in, bytes_out].map(ToString::to_string)
+}
+
+fn next_hop(hop: &NextHop) -> String {
+    match hop {
+        NextHop::Resolved { interface, mac, gateway, mtu: _ } => match gateway {
+            Some(gateway) => format!("{interface} {mac} via {gateway}"),
+            None => format!("{interface} {mac}"),
+        },
+        NextHop::Unresolved { reason } => format!("unresolved: {reason}"),
+    }
+}
+
+/// Days, hours, minutes and seconds, the largest two of them that are not zero.
+fn uptime(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, _, _) => format!("{hours}h {minutes}m"),
+        _ => format!("{days}d {hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::control::protocol::Interface;
+
+    #[test]
+    fn uptime_is_as_coarse_as_it_is_long() {
+        assert_eq!(uptime(7), "7s");
+        assert_eq!(uptime(125), "2m 5s");
+        assert_eq!(uptime(7_322), "2h 2m");
+        assert_eq!(uptime(90_061), "1d 1h");
+    }
+
+    #[test]
+    fn the_table_reads_like_ipvsadm() {
+        let counters = Counters { connections: 3, packets_in: 12, packets_out: 9, bytes_in: 720, bytes_out: 48_000 };
+        let hop = NextHop::Resolved {
+            interface: "eth0".to_owned(),
+            mac: "02:00:00:00:00:0b".to_owned(),
+            gateway: None,
+            mtu: 1500,
+        };
+        let real = RealServer {
+            address: "10.77.1.11:80".parse().unwrap(),
+            forwarding: "nat".to_owned(),
+            weight: 1,
+            counters,
+            next_hop: hop,
+        };
+        let silent = RealServer {
+            address: "10.77.1.12:80".parse().unwrap(),
+            counters: Counters::default(),
+            next_hop: NextHop::Unresolved { reason: "no route".to_owned() },
+            ..real.clone()
+        };
+        let server = VirtualServer {
+            name: Some("web".to_owned()),
+            protocol: "tcp".to_owned(),
+            address: "10.77.0.100:80".parse().unwrap(),
+            scheduler: "rr".to_owned(),
+            counters,
+            real_servers: vec![real, silent],
+        };
+        let state = Status {
+            version: "0.1.0".to_owned(),
+            instance: "demo".to_owned(),
+            pid: 42,
+            uptime_seconds: 7,
+            backend: "xdp".to_owned(),
+            pin_directory: "/sys/fs/bpf/evenkeel/demo".to_owned(),
+            interfaces: vec![Interface { name: "eth0".to_owned(), mode: "native".to_owned() }],
+            virtual_servers: vec![server],
+            drops: BTreeMap::from([("malformed".to_owned(), 0), ("no_connection".to_owned(), 2)]),
+        };
+        insta::assert_snapshot!(status(&state));
+    }
+}

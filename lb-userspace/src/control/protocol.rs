@@ -1,0 +1,134 @@
+//! Requests and answers: one JSON object a line. Pure data; the socket is in `server.rs` and `client.rs`.
+//!
+//! `evenkeel status --json` prints [`Status`] as it is here, so a field keeps its name and meaning.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+pub enum Request {
+    /// What is served, and what was counted.
+    Status,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// The request could not be carried out or understood.
+    Error(String),
+}
+
+/// The state of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its instance name.
+    pub instance: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Seconds since it began to serve.
+    pub uptime_seconds: u64,
+    /// `xdp`.
+    pub backend: String,
+    /// Where the maps are pinned.
+    pub pin_directory: String,
+    /// The interfaces that the program is attached to.
+    pub interfaces: Vec<Interface>,
+    /// In the order of their addresses.
+    pub virtual_servers: Vec<VirtualServer>,
+    /// Dropped packets by reason; every reason is there.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// An interface with the program on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`.
+    pub mode: String,
+}
+
+/// A virtual server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualServer {
+    /// The operator's name for it.
+    pub name: Option<String>,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// VIP and port.
+    pub address: SocketAddr,
+    /// IPVS's name of the scheduler.
+    pub scheduler: String,
+    /// What was counted.
+    pub counters: Counters,
+    /// By address.
+    pub real_servers: Vec<RealServer>,
+}
+
+/// A real server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RealServer {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// `nat`, `dr` or `tun`.
+    pub forwarding: String,
+    /// 0..=65535.
+    pub weight: u32,
+    /// What was counted.
+    pub counters: Counters,
+    /// How packets get there.
+    pub next_hop: NextHop,
+}
+
+/// The way to a real server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum NextHop {
+    /// Known and in use.
+    Resolved {
+        /// Interface that packets leave by.
+        interface: String,
+        /// Ethernet address of the next hop.
+        mac: String,
+        /// The router on the way, where there is one.
+        gateway: Option<std::net::IpAddr>,
+        /// Largest IP packet, in bytes.
+        mtu: u32,
+    },
+    /// Not known: packets take the kernel's routing table, and are dropped where that has no neighbour.
+    Unresolved {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Packets and bytes since the daemon started; bytes are those of IP packets as the client sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// New connections; for UDP, new flows.
+    pub connections: u64,
+    /// From clients.
+    pub packets_in: u64,
+    /// To clients; with `nat` only.
+    pub packets_out: u64,
+    /// From clients.
+    pub bytes_in: u64,
+    /// To clients; with `nat` only.
+    pub bytes_out: u64,
+}
+
+impl From<lb_common::counters::Counters> for Counters {
+    fn from(counters: lb_common::counters::Counters) -> Self {
+        let lb_common::counters::Counters { connections, packets_in, packets_out, bytes_in, bytes_out } = counters;
+        Self { connections, packets_in, packets_out, bytes_in, bytes_out }
+    }
+}

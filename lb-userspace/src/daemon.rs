@@ -1,0 +1,354 @@
+//! The running daemon: start in order, serve, and stop.
+//!
+//! Everything that it changes on the host hangs on [`Instance`], whose drop puts it back whatever way this module is left.
+
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::config::{Config, XdpMode};
+use crate::control::protocol::{Request, Response};
+use crate::control::server::{self, Call};
+use crate::datapath::xdp::attach::{self, AttachedMode, Attachment};
+use crate::datapath::xdp::object::{self, LoadOptions};
+use crate::datapath::xdp::{XdpDatapath, packet_log};
+use crate::datapath::{DatapathError, Servers, ServiceTable};
+use crate::error::chain;
+use crate::host::link::{self, Link};
+use crate::host::offload;
+use crate::host::preflight::{Facts, Problem};
+use crate::instance::{Instance, InstanceError};
+use crate::nexthop::{self, Found, Resolution, Resolver};
+use crate::reconcile::reconcile;
+use crate::status;
+
+mod start_error;
+
+pub use start_error::StartError;
+
+/// How long a start waits for the next hops' Ethernet addresses; packets before that take the kernel's routing table.
+const NEXT_HOPS_WAIT: Duration = Duration::from_secs(1);
+/// How often the installed state is compared with the desired one.
+const RECONCILE_PERIOD: Duration = Duration::from_secs(10);
+
+/// Serves `config` until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// [`StartError`] when it could not start, or a task that it cannot do without has ended; the host is as before then.
+pub async fn run(config: Config) -> Result<(), StartError> {
+    let mut signals = Signals::new()?;
+    let started = tokio::select! {
+        started = Daemon::start(config) => started?,
+        name = signals.stop() => {
+            info!(signal = name, "stopped before the start was complete");
+            return Ok(());
+        }
+    };
+    started.serve(signals).await
+}
+
+/// A started daemon. The fields are dropped in this order: tasks, data path, then the instance with its clean-up.
+struct Daemon {
+    config: Config,
+    resolution: Resolution,
+    resolutions: mpsc::Receiver<Resolution>,
+    calls: mpsc::Receiver<Call>,
+    tasks: Vec<JoinHandle<()>>,
+    attachments: Vec<Attachment>,
+    datapath: XdpDatapath,
+    instance: Instance,
+    since: Instant,
+}
+
+impl Daemon {
+    async fn start(config: Config) -> Result<Self, StartError> {
+        let handle = link::connect().map_err(StartError::Netlink)?;
+        let facts = Facts::gather(link::links(&handle).await?, link::addresses(&handle).await?);
+        refuse(facts.problems(&config))?;
+        let (instance, leftovers) = Instance::acquire(&config)?;
+        for line in leftovers {
+            warn!("left by an earlier run: {line}");
+        }
+        for line in facts.warnings(&config) {
+            warn!("{line}");
+        }
+        let links = free_links(&config, &instance, link::links(&handle).await?)?;
+
+        let mut datapath = load(&config)?;
+        let resolver = Resolver::new(handle, instance.journal(), targets(&config));
+        let resolution = first_resolution(&resolver).await?;
+        refuse(unserved_replies(&config, &resolution))?;
+        set_ways(&mut datapath, &resolution)?;
+        for link in &links {
+            datapath.set_interface(link.index, link.mac)?;
+        }
+        reconcile(&mut datapath, &desired(&config))?;
+
+        let mut tasks = Vec::new();
+        if config.xdp.packet_log {
+            tasks.push(packet_log::spawn(datapath.ebpf())?);
+        }
+        instance.pins().pin_maps(datapath.ebpf())?;
+        let attachments = attach_all(&config, &instance, &mut datapath, &links)?;
+        let listener = server::bind(&instance.socket()).map_err(StartError::socket(&instance.socket()))?;
+
+        let (resolutions_sender, resolutions) = mpsc::channel(4);
+        let (calls_sender, calls) = mpsc::channel(16);
+        tasks.push(tokio::spawn(server::serve(listener, calls_sender)));
+        tasks.push(tokio::spawn(async move {
+            if let Err(error) = nexthop::watch(resolver, resolutions_sender).await {
+                error!(%error, "next hops are no longer watched");
+            }
+        }));
+        let since = Instant::now();
+        Ok(Self { config, resolution, resolutions, calls, tasks, attachments, datapath, instance, since })
+    }
+
+    async fn serve(mut self, mut signals: Signals) -> Result<(), StartError> {
+        info!(
+            instance = self.config.global.instance,
+            virtual_servers = self.config.virtual_servers.len(),
+            socket = %self.instance.socket().display(),
+            "ready"
+        );
+        let mut period = tokio::time::interval(RECONCILE_PERIOD);
+        let result = loop {
+            tokio::select! {
+                name = signals.stop() => {
+                    info!(signal = name, "stopping");
+                    break Ok(());
+                }
+                resolution = self.resolutions.recv() => match resolution {
+                    Some(resolution) => self.resolved(resolution),
+                    None => break Err(StartError::WatchEnded),
+                },
+                call = self.calls.recv() => match call {
+                    Some((request, answer)) => {
+                        // The caller may have hung up; then nobody wants the answer.
+                        drop(answer.send(self.answer(&request)));
+                    }
+                    None => break Err(StartError::ControlEnded),
+                },
+                _ = period.tick() => {
+                    if let Err(error) = reconcile(&mut self.datapath, &desired(&self.config)) {
+                        error!(error = chain(&error), "the data path is not as configured");
+                    }
+                }
+            }
+        };
+        for task in &self.tasks {
+            task.abort();
+        }
+        result
+    }
+
+    /// Takes new ways to real servers, and new Ethernet addresses of our own interfaces, into the data path.
+    fn resolved(&mut self, resolution: Resolution) {
+        for (address, found) in &resolution.found {
+            if self.resolution.found.get(address) != Some(found) {
+                log_found(*address, found);
+            }
+        }
+        for problem in unserved_replies(&self.config, &resolution) {
+            warn!("{problem}");
+        }
+        let mut result = set_ways(&mut self.datapath, &resolution);
+        for attachment in &self.attachments {
+            if let Some(link) = resolution.links.iter().find(|link| link.index == attachment.ifindex) {
+                result = result.and(self.datapath.set_interface(link.index, link.mac));
+            } else {
+                error!(interface = attachment.interface, "the interface is gone; restart once it is back");
+            }
+        }
+        if let Err(error) = result {
+            error!(error = chain(&error), "next hops could not be written");
+        }
+        self.resolution = resolution;
+    }
+
+    fn answer(&self, request: &Request) -> Response {
+        match request {
+            Request::Status => {
+                let status = status::Sources {
+                    config: &self.config,
+                    pins: self.instance.pins().directory(),
+                    attachments: &self.attachments,
+                    datapath: &self.datapath,
+                    resolution: &self.resolution,
+                    uptime: self.since.elapsed(),
+                };
+                status.collect().map_or_else(|error| Response::Error(chain(&error)), Response::Status)
+            }
+        }
+    }
+}
+
+/// The table that the configuration asks for.
+fn desired(config: &Config) -> ServiceTable {
+    config.virtual_servers.iter().map(|server| (server.service, Servers::from(server))).collect()
+}
+
+/// Every real server's address.
+fn targets(config: &Config) -> Vec<std::net::IpAddr> {
+    config.virtual_servers.iter().flat_map(|server| &server.real_servers).map(|real| real.address.ip()).collect()
+}
+
+fn refuse(problems: Vec<Problem>) -> Result<(), StartError> {
+    if problems.is_empty() { Ok(()) } else { Err(StartError::Unfit(problems)) }
+}
+
+/// The configured interfaces, LRO switched off; refused where somebody's XDP program is on one.
+fn free_links(config: &Config, instance: &Instance, links: Vec<Link>) -> Result<Vec<Link>, StartError> {
+    let wanted = links.into_iter().filter(|link| config.xdp.interfaces.contains(&link.name));
+    let wanted: Vec<Link> = wanted.collect();
+    for link in &wanted {
+        attach::check_free(link)?;
+    }
+    for link in &wanted {
+        disable_offloads(instance, link, &[offload::LRO])?;
+    }
+    Ok(wanted)
+}
+
+fn disable_offloads(instance: &Instance, link: &Link, features: &[&'static str]) -> Result<(), StartError> {
+    // A device that knows no features at all aggregates nothing.
+    for feature in offload::active(&link.name, features).unwrap_or_default() {
+        let interface = link.name.clone();
+        instance.disable_offload(&link.name, feature).map_err(|source| StartError::Offload {
+            interface,
+            feature,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn load(config: &Config) -> Result<XdpDatapath, StartError> {
+    use lb_common::connection::Timeouts;
+    use lb_common::service::ForwardingMethod;
+    let mut real_servers = config.virtual_servers.iter().flat_map(|server| &server.real_servers);
+    let options = LoadOptions {
+        connections_max: config.xdp.connections_max,
+        nat: real_servers.any(|real| real.forwarding == ForwardingMethod::Nat),
+        packet_log: config.xdp.packet_log,
+        timeouts: Timeouts::ipvs_defaults(crate::host::jiffies_per_second()),
+    };
+    Ok(XdpDatapath::new(object::load(attach::PROGRAM, &options)?)?)
+}
+
+/// Resolves until every next hop is known, but no longer than a start may wait.
+async fn first_resolution(resolver: &Resolver) -> Result<Resolution, StartError> {
+    let deadline = Instant::now() + NEXT_HOPS_WAIT;
+    loop {
+        let resolution = resolver.resolve().await?;
+        let missing = resolution.found.values().any(|found| matches!(found, Found::NoNeighbour(_)));
+        if !missing || Instant::now() >= deadline {
+            for (address, found) in &resolution.found {
+                log_found(*address, found);
+            }
+            return Ok(resolution);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn set_ways(datapath: &mut XdpDatapath, resolution: &Resolution) -> Result<(), DatapathError> {
+    for (address, found) in &resolution.found {
+        let way = found.way();
+        if datapath.way(*address) != way {
+            datapath.set_way(*address, way)?;
+        }
+    }
+    Ok(())
+}
+
+/// `nat` real servers whose answers would come in by an interface without our program.
+fn unserved_replies(config: &Config, resolution: &Resolution) -> Vec<Problem> {
+    use lb_common::service::ForwardingMethod;
+    let mut problems = Vec::new();
+    for server in &config.virtual_servers {
+        for real in server.real_servers.iter().filter(|real| real.forwarding == ForwardingMethod::Nat) {
+            let route = resolution.found.get(&real.address.ip()).and_then(Found::route);
+            let Some(name) = route.map(|route| &route.interface.name) else { continue };
+            if !config.xdp.interfaces.contains(name) {
+                problems.push(Problem::new(format!(
+                    "nat real server {} of {} is reached by interface {name}, whose replies nobody would rewrite; \
+                     add {name:?} to xdp.interfaces",
+                    real.address, server.service
+                )));
+            }
+        }
+    }
+    problems
+}
+
+/// Attaches to every interface; generic mode also needs GRO off.
+fn attach_all(
+    config: &Config,
+    instance: &Instance,
+    datapath: &mut XdpDatapath,
+    links: &[Link],
+) -> Result<Vec<Attachment>, StartError> {
+    let mut attachments = Vec::new();
+    for link in links {
+        if config.xdp.mode == XdpMode::Generic {
+            disable_offloads(instance, link, &offload::GENERIC)?;
+        }
+        let attachment = attach::attach_pinned(datapath.ebpf(), link, config.xdp.mode, instance.pins())?;
+        if attachment.mode == AttachedMode::Generic {
+            disable_offloads(instance, link, &offload::GENERIC)?;
+        }
+        info!(interface = link.name, mode = attachment.mode.name(), "XDP program attached");
+        attachments.push(attachment);
+    }
+    Ok(attachments)
+}
+
+fn log_found(address: std::net::IpAddr, found: &Found) {
+    match found {
+        Found::Way(route, hop) => {
+            info!(real_server = %address, interface = route.interface.name, mac = %hop.destination, "next hop known");
+        }
+        Found::NoNeighbour(route) => {
+            warn!(real_server = %address, interface = route.interface.name, "next hop does not answer");
+        }
+        Found::Local => {
+            warn!(real_server = %address, "real server is an address of this host, which is not served yet")
+        }
+        Found::NoRoute => warn!(real_server = %address, "no route to the real server"),
+    }
+}
+
+/// The signals that stop the daemon, and one that must not.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, StartError> {
+        let listen = |kind| signal(kind).map_err(StartError::Signals);
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// The name of the signal that asks to stop.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                // Operators send it to reload; dying of it would take the service down.
+                _ = self.hangup.recv() => warn!("SIGHUP ignored: reload is not available yet, restart instead"),
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Typed access to the loaded object's maps, by name. Knows their types, not their meaning.
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::{Ebpf, Pod};
+use lb_common::REAL_SERVERS_MAX;
+use lb_common::real::RealServerEntry;
+use lb_common::service::{ServiceKey, VirtualServerEntry};
+
+use crate::datapath::DatapathError;
+
+/// A loaded object with its maps.
+pub struct Maps {
+    ebpf: Ebpf,
+    cpus: usize,
+}
+
+impl Maps {
+    /// The maps of `ebpf`.
+    pub fn new(ebpf: Ebpf) -> Self {
+        // Where the count cannot be read, per-CPU values are refused by the kernel with their own error.
+        let cpus = aya::util::nr_cpus().unwrap_or(1);
+        Self { ebpf, cpus }
+    }
+
+    /// The object itself.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// An element of an array.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] from the kernel, like everything below.
+    pub fn get<V: Pod>(&self, map: &'static str, index: u32) -> Result<V, DatapathError> {
+        let array = Array::<&MapData, V>::try_from(self.map(map)?).map_err(failed("open", map))?;
+        array.get(&index, 0).map_err(failed("read", map))
+    }
+
+    /// Sets an element of an array.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn set<V: Pod>(&mut self, map: &'static str, index: u32, value: V) -> Result<(), DatapathError> {
+        let mut array = Array::<&mut MapData, V>::try_from(self.map_mut(map)?).map_err(failed("open", map))?;
+        array.set(index, value, 0).map_err(failed("write", map))
+    }
+
+    /// An element of a per-CPU array, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn sum<V>(&self, map: &'static str, index: u32) -> Result<V, DatapathError>
+    where
+        V: Pod + Default + std::ops::AddAssign,
+    {
+        let array = PerCpuArray::<&MapData, V>::try_from(self.map(map)?).map_err(failed("open", map))?;
+        let values = array.get(&index, 0).map_err(failed("read", map))?;
+        let mut total = V::default();
+        values.iter().for_each(|value| total += *value);
+        Ok(total)
+    }
+
+    /// Sets an element of a per-CPU array on every CPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn set_per_cpu<V: Pod>(&mut self, map: &'static str, index: u32, value: V) -> Result<(), DatapathError> {
+        let values = PerCpuValues::try_from(vec![value; self.cpus])
+            .map_err(|source| failed("write", map)(MapError::IoError(source)))?;
+        let mut array = PerCpuArray::<&mut MapData, V>::try_from(self.map_mut(map)?).map_err(failed("open", map))?;
+        array.set(index, values, 0).map_err(failed("write", map))
+    }
+
+    /// Everything in `virtual_servers`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn virtual_servers(&self) -> Result<Vec<(ServiceKey, VirtualServerEntry)>, DatapathError> {
+        let map = HashMap::<&MapData, _, _>::try_from(self.map(VIRTUAL_SERVERS)?);
+        let map = map.map_err(failed("open", VIRTUAL_SERVERS))?;
+        map.iter().collect::<Result<_, _>>().map_err(failed("read", VIRTUAL_SERVERS))
+    }
+
+    /// Every element of `real_servers`, free ones included.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn real_servers(&self) -> Result<Vec<RealServerEntry>, DatapathError> {
+        (0..REAL_SERVERS_MAX).map(|index| self.get("real_servers", index)).collect()
+    }
+
+    /// Publishes a virtual server, or replaces what is published.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn put_virtual_server(&mut self, key: ServiceKey, entry: VirtualServerEntry) -> Result<(), DatapathError> {
+        let mut map = HashMap::<&mut MapData, _, _>::try_from(self.map_mut(VIRTUAL_SERVERS)?)
+            .map_err(failed("open", VIRTUAL_SERVERS))?;
+        map.insert(key, entry, 0).map_err(failed("write", VIRTUAL_SERVERS))
+    }
+
+    /// Withdraws a virtual server; one that is not there is no error.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn remove_virtual_server(&mut self, key: ServiceKey) -> Result<(), DatapathError> {
+        let mut map = HashMap::<&mut MapData, ServiceKey, VirtualServerEntry>::try_from(self.map_mut(VIRTUAL_SERVERS)?)
+            .map_err(failed("open", VIRTUAL_SERVERS))?;
+        match map.remove(&key) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(source) => Err(failed("write", VIRTUAL_SERVERS)(source)),
+        }
+    }
+
+    fn map(&self, name: &'static str) -> Result<&Map, DatapathError> {
+        self.ebpf.map(name).ok_or_else(|| failed("find", name)(MapError::InvalidName { name: name.to_owned() }))
+    }
+
+    fn map_mut(&mut self, name: &'static str) -> Result<&mut Map, DatapathError> {
+        self.ebpf.map_mut(name).ok_or_else(|| failed("find", name)(MapError::InvalidName { name: name.to_owned() }))
+    }
+}
+
+const VIRTUAL_SERVERS: &str = "virtual_servers";
+
+fn failed(action: &'static str, map: &'static str) -> impl Fn(MapError) -> DatapathError {
+    move |source| DatapathError::Map { action, map, source }
+}

@@ -1,0 +1,15 @@
+//! The XDP data path: its program, its maps, and where it is attached.
+//!
+//! Which interfaces and neighbours exist is [`crate::host`]'s and [`crate::nexthop`]'s to find out.
+
+pub mod attach;
+pub mod decap;
+mod maps;
+pub mod object;
+pub mod packet_log;
+pub mod pins;
+mod slots;
+pub mod statistics;
+pub mod tables;
+
+pub use tables::XdpDatapath;

@@ -1,0 +1,102 @@
+//! Interfaces and addresses, read by rtnetlink. Changes nothing.
+
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt;
+use lb_common::net::MacAddress;
+use rtnetlink::Handle;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp};
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Whether it carries Ethernet frames.
+    pub is_ethernet: bool,
+    /// Whether it is set up.
+    pub is_up: bool,
+    /// Its Ethernet address; zero where it has none.
+    pub mac: MacAddress,
+    /// The largest IP packet it takes, in bytes.
+    pub mtu: u32,
+    /// The id of the XDP program attached to it.
+    pub xdp_program: Option<u32>,
+}
+
+/// A route netlink connection whose driver runs as a task of the current runtime.
+///
+/// # Errors
+///
+/// When the kernel gives no netlink socket.
+pub fn connect() -> std::io::Result<Handle> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// Every interface of this network namespace.
+///
+/// # Errors
+///
+/// When the kernel refuses the dump.
+pub async fn links(handle: &Handle) -> Result<Vec<Link>, rtnetlink::Error> {
+    handle.link().get().execute().map_ok(|message| Link::from(&message)).try_collect().await
+}
+
+/// Every address of this network namespace.
+///
+/// # Errors
+///
+/// When the kernel refuses the dump.
+pub async fn addresses(handle: &Handle) -> Result<Vec<IpAddr>, rtnetlink::Error> {
+    let messages: Vec<_> = handle.address().get().execute().try_collect().await?;
+    let attributes = messages.into_iter().flat_map(|message| message.attributes);
+    Ok(attributes
+        .filter_map(|attribute| match attribute {
+            AddressAttribute::Address(address) | AddressAttribute::Local(address) => Some(address),
+            _ => None,
+        })
+        .collect())
+}
+
+impl From<&LinkMessage> for Link {
+    fn from(message: &LinkMessage) -> Self {
+        let mut link = Self {
+            name: String::new(),
+            index: message.header.index,
+            is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            is_up: message.header.flags.contains(LinkFlags::Up),
+            mac: MacAddress::ZERO,
+            mtu: 0,
+            xdp_program: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Address(bytes) => link.mac = mac(bytes),
+                LinkAttribute::Xdp(xdp) => link.xdp_program = link.xdp_program.or_else(|| program_id(xdp)),
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+/// Six bytes as an Ethernet address; zero for any other number of them.
+pub fn mac(bytes: &[u8]) -> MacAddress {
+    <[u8; 6]>::try_from(bytes).map_or(MacAddress::ZERO, |octets| MacAddress { octets })
+}
+
+fn program_id(xdp: &[LinkXdp]) -> Option<u32> {
+    xdp.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) => {
+            Some(*id).filter(|id| *id != 0)
+        }
+        _ => None,
+    })
+}

@@ -1,0 +1,276 @@
+//! What must be true of the host before anything is touched, all problems at once, each with its remedy.
+//!
+//! [`Facts`] are gathered first; judging them is pure.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+
+use lb_common::service::ForwardingMethod;
+
+use super::link::Link;
+use crate::config::Config;
+use crate::datapath::xdp::object;
+
+/// What the judgement needs to know.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Effective capabilities, a bit each (`CapEff` of proc_pid_status(5)).
+    pub capabilities: u64,
+    /// Kernel version, major and minor.
+    pub kernel: (u32, u32),
+    /// Whether the XDP programs are in this binary.
+    pub embedded: bool,
+    /// Interfaces.
+    pub links: Vec<Link>,
+    /// Addresses of all interfaces.
+    pub addresses: Vec<IpAddr>,
+    /// `net.ipv4.ip_forward`.
+    pub forwards_ipv4: bool,
+    /// `net.ipv6.conf.all.forwarding`.
+    pub forwards_ipv6: bool,
+}
+
+/// Something that must be mended before the daemon can start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem(String);
+
+impl Problem {
+    /// A problem in words: what is wrong, and the way out.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Oldest kernel that the programs load on.
+const KERNEL_MIN: (u32, u32) = (6, 1);
+
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+impl Facts {
+    /// Gathers the facts that need no netlink; links and addresses are given.
+    pub fn gather(links: Vec<Link>, addresses: Vec<IpAddr>) -> Self {
+        Self {
+            capabilities: effective_capabilities(),
+            kernel: kernel_version(),
+            embedded: object::is_embedded(),
+            links,
+            addresses,
+            forwards_ipv4: is_one("/proc/sys/net/ipv4/ip_forward"),
+            forwards_ipv6: is_one("/proc/sys/net/ipv6/conf/all/forwarding"),
+        }
+    }
+
+    /// What stands against running `config` here.
+    pub fn problems(&self, config: &Config) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut add = |text: String| problems.push(Problem::new(text));
+        if !self.embedded {
+            add(object::LoadError::NotEmbedded.to_string());
+        }
+        if self.kernel < KERNEL_MIN {
+            let (major, minor) = self.kernel;
+            add(format!("this kernel is {major}.{minor}, backend \"xdp\" needs 6.1 or newer"));
+        }
+        if let Some(missing) = self.missing_capabilities() {
+            add(format!(
+                "capability {missing} is missing; run as root, or give the service AmbientCapabilities={missing}"
+            ));
+        }
+        for name in &config.xdp.interfaces {
+            match self.links.iter().find(|link| link.name == *name) {
+                None => add(format!("interface {name} does not exist; there are {}", self.interface_names())),
+                Some(link) if !link.is_ethernet => {
+                    add(format!(
+                        "interface {name} does not carry Ethernet; take the device that the packets arrive by"
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        for server in &config.virtual_servers {
+            for real in server.real_servers.iter().filter(|real| self.addresses.contains(&real.address.ip())) {
+                add(format!(
+                    "real server {} of {} is an address of this host, which cannot be served yet; take it out",
+                    real.address, server.service
+                ));
+            }
+        }
+        problems
+    }
+
+    /// What will work less well than it could; nothing here prevents a start.
+    pub fn warnings(&self, config: &Config) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let mut vips: Vec<IpAddr> = config.virtual_servers.iter().map(|s| s.service.address.ip()).collect();
+        vips.sort_unstable();
+        vips.dedup();
+        for vip in vips.iter().filter(|vip| !self.addresses.contains(vip)) {
+            let length = if vip.is_ipv4() { 32 } else { 128 };
+            warnings.push(format!(
+                "no interface here has VIP {vip}, so nobody answers for it; add it with \
+                 `ip address add {vip}/{length} dev INTERFACE`, or route it here"
+            ));
+        }
+        for name in &config.xdp.interfaces {
+            if self.links.iter().any(|link| link.name == *name && !link.is_up) {
+                warnings.push(format!("interface {name} is down; set it up with `ip link set {name} up`"));
+            }
+        }
+        let nat = |ipv4: bool| {
+            let servers = config.virtual_servers.iter().filter(|s| s.service.address.is_ipv4() == ipv4);
+            servers.flat_map(|s| &s.real_servers).any(|real| real.forwarding == ForwardingMethod::Nat)
+        };
+        for (ipv4, forwards, key) in [
+            (true, self.forwards_ipv4, "net.ipv4.ip_forward"),
+            (false, self.forwards_ipv6, "net.ipv6.conf.all.forwarding"),
+        ] {
+            if nat(ipv4) && !forwards {
+                warnings.push(format!(
+                    "{key} is 0: replies of nat real servers are sent back to where the request came from instead of \
+                     by the routing table, and real servers reach nothing else through this host; \
+                     set it with `sysctl -w {key}=1`"
+                ));
+            }
+        }
+        warnings
+    }
+
+    fn missing_capabilities(&self) -> Option<&'static str> {
+        let has = |bit: u32| self.capabilities & (1 << bit) != 0;
+        [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")]
+            .into_iter()
+            .find(|(bit, _)| !has(*bit) && (*bit == CAP_NET_ADMIN || !has(CAP_SYS_ADMIN)))
+            .map(|(_, name)| name)
+    }
+
+    fn interface_names(&self) -> String {
+        let names: Vec<&str> = self.links.iter().map(|link| link.name.as_str()).collect();
+        names.join(", ")
+    }
+}
+
+fn effective_capabilities() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn kernel_version() -> (u32, u32) {
+    let Ok(name) = nix::sys::utsname::uname() else { return (0, 0) };
+    parse_version(&name.release().to_string_lossy())
+}
+
+/// "6.12.38+deb13-amd64" is (6, 12); what is not a number is 0.
+fn parse_version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn is_one(path: impl AsRef<Path>) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::net::MacAddress;
+
+    use super::*;
+
+    fn config() -> Config {
+        let text = r#"
+            [xdp]
+            interfaces = ["eth0"]
+            [[virtual_server]]
+            address = "10.0.0.100:80"
+            protocol = "tcp"
+            scheduler = "rr"
+            forwarding = "nat"
+            [[virtual_server.real_server]]
+            address = "10.0.1.11:80"
+        "#;
+        crate::config::parse("test.toml", text).unwrap()
+    }
+
+    fn facts() -> Facts {
+        let link = Link {
+            name: "eth0".to_owned(),
+            index: 2,
+            is_ethernet: true,
+            is_up: true,
+            mac: MacAddress::ZERO,
+            mtu: 1500,
+            xdp_program: None,
+        };
+        Facts {
+            capabilities: u64::MAX,
+            kernel: (6, 18),
+            embedded: true,
+            links: vec![link],
+            addresses: vec!["10.0.0.100".parse().unwrap()],
+            forwards_ipv4: true,
+            forwards_ipv6: false,
+        }
+    }
+
+    fn texts(facts: &Facts) -> Vec<String> {
+        facts.problems(&config()).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_fit_host_has_neither_problem_nor_warning() {
+        assert_eq!(texts(&facts()), [""; 0]);
+        assert_eq!(facts().warnings(&config()), [""; 0]);
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let unfit = Facts {
+            capabilities: 0,
+            kernel: (5, 10),
+            embedded: false,
+            links: Vec::new(),
+            addresses: vec!["10.0.1.11".parse().unwrap()],
+            ..facts()
+        };
+        let texts = texts(&unfit);
+        assert_eq!(texts.len(), 5, "{texts:#?}");
+        assert!(texts[0].contains("cargo xtask build"));
+        assert!(texts[1].contains("5.10") && texts[1].contains("6.1"));
+        assert!(texts[2].contains("CAP_NET_ADMIN"));
+        assert!(texts[3].contains("interface eth0 does not exist"));
+        assert!(texts[4].contains("10.0.1.11:80"));
+    }
+
+    #[test]
+    fn sys_admin_stands_for_bpf_and_perfmon_but_not_for_net_admin() {
+        let with = |bits: &[u32]| Facts { capabilities: bits.iter().map(|b| 1_u64 << b).sum(), ..facts() };
+        assert_eq!(with(&[CAP_NET_ADMIN, CAP_SYS_ADMIN]).missing_capabilities(), None);
+        assert_eq!(with(&[CAP_SYS_ADMIN]).missing_capabilities(), Some("CAP_NET_ADMIN"));
+        assert_eq!(with(&[CAP_NET_ADMIN, CAP_BPF]).missing_capabilities(), Some("CAP_PERFMON"));
+    }
+
+    #[test]
+    fn an_absent_vip_and_forwarding_switched_off_are_warned_of() {
+        let lacking = Facts { addresses: Vec::new(), forwards_ipv4: false, ..facts() };
+        let warnings = lacking.warnings(&config());
+        assert_eq!(warnings.len(), 2, "{warnings:#?}");
+        assert!(warnings[0].contains("ip address add 10.0.0.100/32"));
+        assert!(warnings[1].contains("sysctl -w net.ipv4.ip_forward=1"));
+    }
+
+    #[test]
+    fn distribution_kernels_parse() {
+        assert_eq!(parse_version("6.12.38+deb13-amd64"), (6, 12));
+        assert_eq!(parse_version("6.1.0-37-amd64"), (6, 1));
+    }
+}

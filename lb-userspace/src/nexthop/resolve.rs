@@ -1,0 +1,190 @@
+//! One round of resolving: for every target the route, the interface, and the neighbour.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::TryStreamExt;
+use lb_common::real::{NextHop, NextHopState};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use tracing::{debug, warn};
+
+use super::neighbour::{self, Neighbour};
+use crate::datapath::xdp::tables::Way;
+use crate::host::journal::{HostChange, Journal};
+use crate::host::link::{self, Link};
+
+/// What is known of the way to an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A route and the next hop's Ethernet address.
+    Way(Route, NextHop),
+    /// A route, but the next hop does not answer.
+    NoNeighbour(Route),
+    /// The address is this host's own.
+    Local,
+    /// No route, or one that refuses packets.
+    NoRoute,
+}
+
+/// A route as the packet path needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Interface that packets leave by.
+    pub interface: Link,
+    /// The router on the way; `None` where the target itself is on the link.
+    pub gateway: Option<IpAddr>,
+    /// Our address on that way.
+    pub source: Option<IpAddr>,
+    /// Largest IP packet, in bytes.
+    pub mtu: u32,
+}
+
+impl Found {
+    /// What the packet path gets of it.
+    pub fn way(&self) -> Way {
+        match self {
+            Self::Way(route, next_hop) => Way { next_hop: *next_hop, source: route.source },
+            Self::NoNeighbour(route) => Way { next_hop: NextHop::UNRESOLVED, source: route.source },
+            Self::Local | Self::NoRoute => Way::UNKNOWN,
+        }
+    }
+
+    /// The route, where there is one.
+    pub fn route(&self) -> Option<&Route> {
+        match self {
+            Self::Way(route, _) | Self::NoNeighbour(route) => Some(route),
+            Self::Local | Self::NoRoute => None,
+        }
+    }
+}
+
+/// The result of a round.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolution {
+    /// What was found for each target.
+    pub found: BTreeMap<IpAddr, Found>,
+    /// The interfaces as they were.
+    pub links: Vec<Link>,
+}
+
+/// Resolves a fixed set of addresses, as often as asked.
+pub struct Resolver {
+    handle: Handle,
+    journal: Arc<Mutex<Journal>>,
+    targets: Vec<IpAddr>,
+}
+
+impl Resolver {
+    /// For `targets`; what is changed on the host is written to `journal` first.
+    pub fn new(handle: Handle, journal: Arc<Mutex<Journal>>, mut targets: Vec<IpAddr>) -> Self {
+        targets.sort_unstable();
+        targets.dedup();
+        Self { handle, journal, targets }
+    }
+
+    /// One round; also asks the kernel to keep the next hops resolved.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a dump of interfaces or neighbours.
+    pub async fn resolve(&self) -> Result<Resolution, rtnetlink::Error> {
+        let links = link::links(&self.handle).await?;
+        let neighbours = neighbour::all(&self.handle).await?;
+        let mut found = BTreeMap::new();
+        for target in &self.targets {
+            found.insert(*target, self.resolve_one(*target, &links, &neighbours).await);
+        }
+        Ok(Resolution { found, links })
+    }
+
+    async fn resolve_one(
+        &self,
+        target: IpAddr,
+        links: &[Link],
+        neighbours: &HashMap<(u32, IpAddr), Neighbour>,
+    ) -> Found {
+        let message = match self.route_to(target).await {
+            Ok(Some(message)) => message,
+            Ok(None) => return Found::NoRoute,
+            Err(error) => {
+                debug!(%target, %error, "no route");
+                return Found::NoRoute;
+            }
+        };
+        match message.header.kind {
+            RouteType::Unicast => {}
+            RouteType::Local => return Found::Local,
+            _ => return Found::NoRoute,
+        }
+        let Some(route) = read_route(&message, links) else { return Found::NoRoute };
+        let hop = (route.interface.index, route.gateway.unwrap_or(target));
+        let known = neighbours.get(&hop);
+        if !known.is_some_and(|neighbour| neighbour.is_managed || neighbour.is_permanent) {
+            self.manage(hop).await;
+        }
+        match known.and_then(|neighbour| neighbour.mac) {
+            Some(mac) => {
+                let next_hop = NextHop {
+                    state: NextHopState::Resolved,
+                    ifindex: route.interface.index,
+                    mtu: route.mtu,
+                    destination: mac,
+                    source: route.interface.mac,
+                };
+                Found::Way(route, next_hop)
+            }
+            None => Found::NoNeighbour(route),
+        }
+    }
+
+    async fn route_to(&self, target: IpAddr) -> Result<Option<RouteMessage>, rtnetlink::Error> {
+        let length = if target.is_ipv4() { 32 } else { 128 };
+        let builder = RouteMessageBuilder::<IpAddr>::new().destination_prefix(target, length);
+        let query = builder.map_err(|_| rtnetlink::Error::RequestFailed)?.build();
+        self.handle.route().get(query).execute().try_next().await
+    }
+
+    async fn manage(&self, (ifindex, address): (u32, IpAddr)) {
+        let change = HostChange::NeighbourManaged { ifindex, address };
+        let recorded = self.journal.lock().unwrap_or_else(PoisonError::into_inner).record(change);
+        let done = match recorded {
+            Ok(()) => neighbour::manage(&self.handle, ifindex, address).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = done {
+            warn!(%address, ifindex, error, "the kernel does not keep this neighbour resolved");
+        }
+    }
+}
+
+fn read_route(message: &RouteMessage, links: &[Link]) -> Option<Route> {
+    let mut interface = None;
+    let (mut gateway, mut source, mut route_mtu) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interface = links.iter().find(|link| link.index == *index),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Metrics(metrics) => {
+                route_mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let interface = interface?.clone();
+    let mtu = route_mtu.unwrap_or(interface.mtu).min(interface.mtu);
+    Some(Route { interface, gateway, source, mtu })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
+}

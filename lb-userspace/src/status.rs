@@ -1,0 +1,94 @@
+//! Puts together what `evenkeel status` shows, from configuration, maps and next hops. Changes nothing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::control::protocol::{Interface, NextHop, RealServer, Status, VirtualServer};
+use crate::datapath::DatapathError;
+use crate::datapath::xdp::XdpDatapath;
+use crate::datapath::xdp::attach::Attachment;
+use crate::datapath::xdp::statistics::{RealServerStatistics, VirtualServerStatistics};
+use crate::nexthop::{Found, Resolution};
+
+/// Where the status comes from.
+pub struct Sources<'a> {
+    /// For names and paths.
+    pub config: &'a Config,
+    /// The instance's folder of pins.
+    pub pins: &'a Path,
+    /// The interfaces.
+    pub attachments: &'a [Attachment],
+    /// The counters.
+    pub datapath: &'a XdpDatapath,
+    /// The next hops.
+    pub resolution: &'a Resolution,
+    /// How long the daemon has been serving.
+    pub uptime: Duration,
+}
+
+impl Sources<'_> {
+    /// Reads everything now.
+    ///
+    /// # Errors
+    ///
+    /// When a map cannot be read.
+    pub fn collect(&self) -> Result<Status, DatapathError> {
+        let interface = |a: &Attachment| Interface { name: a.interface.clone(), mode: a.mode.name().to_owned() };
+        let statistics = self.datapath.statistics()?;
+        let drops = self.datapath.drops()?;
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance: self.config.global.instance.clone(),
+            pid: std::process::id(),
+            uptime_seconds: self.uptime.as_secs(),
+            backend: self.config.global.backend.name().to_owned(),
+            pin_directory: self.pins.display().to_string(),
+            interfaces: self.attachments.iter().map(interface).collect(),
+            virtual_servers: statistics.into_iter().map(|server| self.virtual_server(server)).collect(),
+            drops: drops.into_iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
+        })
+    }
+
+    fn virtual_server(&self, statistics: VirtualServerStatistics) -> VirtualServer {
+        let VirtualServerStatistics { service, scheduler, counters, real_servers } = statistics;
+        let configured = self.config.virtual_servers.iter().find(|server| server.service == service);
+        VirtualServer {
+            name: configured.and_then(|server| server.name.clone()),
+            protocol: service.protocol.name().to_owned(),
+            address: service.address,
+            scheduler: scheduler.name().to_owned(),
+            counters: counters.into(),
+            real_servers: real_servers.into_iter().map(|real| self.real_server(&real)).collect(),
+        }
+    }
+
+    fn real_server(&self, statistics: &RealServerStatistics) -> RealServer {
+        let RealServerStatistics { address, entry, counters } = statistics;
+        RealServer {
+            address: *address,
+            forwarding: entry.forwarding.name().to_owned(),
+            weight: entry.weight,
+            counters: (*counters).into(),
+            next_hop: next_hop(self.resolution.found.get(&address.ip())),
+        }
+    }
+}
+
+fn next_hop(found: Option<&Found>) -> NextHop {
+    let unresolved = |reason: String| NextHop::Unresolved { reason };
+    match found {
+        Some(Found::Way(route, hop)) => NextHop::Resolved {
+            interface: route.interface.name.clone(),
+            mac: hop.destination.to_string(),
+            gateway: route.gateway,
+            mtu: hop.mtu,
+        },
+        Some(Found::NoNeighbour(route)) => unresolved(match route.gateway {
+            Some(gateway) => format!("gateway {gateway} does not answer on {}", route.interface.name),
+            None => format!("does not answer on {}", route.interface.name),
+        }),
+        Some(Found::Local) => unresolved("address of this host".to_owned()),
+        Some(Found::NoRoute) | None => unresolved("no route".to_owned()),
+    }
+}
