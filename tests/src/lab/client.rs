@@ -53,7 +53,12 @@ impl Namespace {
         let output = String::from_utf8_lossy(&curl.stdout).into_owned();
         let answers: Vec<Answer> = output.split_terminator(RECORD).filter_map(answer).collect();
         if answers.len() != usize::try_from(count)? {
-            bail!("curl gave {} answers to {count} requests for {url} ({}): {}", answers.len(), curl.status, curl.stderr);
+            bail!(
+                "curl gave {} answers to {count} requests for {url} ({}): {}",
+                answers.len(),
+                curl.status,
+                curl.stderr
+            );
         }
         Ok(answers)
     }

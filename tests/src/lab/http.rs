@@ -125,14 +125,16 @@ pub fn get(address: SocketAddr, path: &str, limit: Duration) -> io::Result<HttpA
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     drop(stream.shutdown(Shutdown::Both));
-    parse(&String::from_utf8_lossy(&bytes)).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an HTTP answer"))
+    parse(&String::from_utf8_lossy(&bytes))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an HTTP answer"))
 }
 
 fn parse(answer: &str) -> Option<HttpAnswer> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let mut lines = head.split("\r\n");
     let status = lines.next()?.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
-    let named = lines.filter_map(|line| line.split_once(':')).find(|(name, _)| name.eq_ignore_ascii_case("x-real-server"));
+    let named =
+        lines.filter_map(|line| line.split_once(':')).find(|(name, _)| name.eq_ignore_ascii_case("x-real-server"));
     let real_server = named.map(|(_, value)| value.trim().to_owned()).unwrap_or_default();
     Some(HttpAnswer { status, real_server, body: body.to_owned() })
 }

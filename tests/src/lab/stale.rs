@@ -91,7 +91,8 @@ fn entries(folder: &Path) -> Vec<std::ffi::OsString> {
 
 /// Folders of stale labs that belong to this user: anyone may put a name into a temporary folder.
 fn stale_folders(temporary: &Path) -> BTreeSet<PathBuf> {
-    let mine = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|found| found.uid() == nix::unistd::geteuid().as_raw());
+    let mine =
+        |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|found| found.uid() == nix::unistd::geteuid().as_raw());
     entries(temporary).iter().filter(|name| is_stale(name)).map(|name| temporary.join(name)).filter(mine).collect()
 }
 

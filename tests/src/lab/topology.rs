@@ -104,7 +104,13 @@ fn director_ports(arms: Arms) -> &'static [&'static str] {
     }
 }
 
-fn connect(switch: &Namespace, client: &Namespace, director: &Namespace, hosts: &[Namespace], arms: Arms) -> Result<()> {
+fn connect(
+    switch: &Namespace,
+    client: &Namespace,
+    director: &Namespace,
+    hosts: &[Namespace],
+    arms: Arms,
+) -> Result<()> {
     let mut lines = link::bridge(CLIENT_BRIDGE);
     lines.extend(link::veth("client", CLIENT_BRIDGE, client, "eth0"));
     lines.extend(link::veth("director", CLIENT_BRIDGE, director, "eth0"));

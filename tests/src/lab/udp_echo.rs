@@ -61,10 +61,8 @@ impl Drop for UdpEcho {
 fn serve(socket: &UdpSocket, name: &str, answers: &AtomicU64) {
     let mut buffer = vec![0; 65_536];
     loop {
-        match echo(socket, name, &mut buffer) {
-            Ok(Some(())) => {
-                answers.fetch_add(1, Ordering::Relaxed);
-            }
+        match echo(socket, name, &mut buffer, answers) {
+            Ok(Some(())) => {}
             Ok(None) => return,
             Err(error) => eprintln!("lab: UDP echo of {name}: {error}"),
         }
@@ -72,7 +70,7 @@ fn serve(socket: &UdpSocket, name: &str, answers: &AtomicU64) {
 }
 
 /// Answers one datagram; `None` once the socket is shut down.
-fn echo(socket: &UdpSocket, name: &str, buffer: &mut [u8]) -> nix::Result<Option<()>> {
+fn echo(socket: &UdpSocket, name: &str, buffer: &mut [u8], answers: &AtomicU64) -> nix::Result<Option<()>> {
     let mut control = cmsg_space!(libc::in6_pktinfo);
     let (length, from, asked) = {
         let mut parts = [IoSliceMut::new(buffer)];
@@ -90,6 +88,8 @@ fn echo(socket: &UdpSocket, name: &str, buffer: &mut [u8]) -> nix::Result<Option
     let payload = buffer.get(..length).unwrap_or_default();
     let parts = [IoSlice::new(name.as_bytes()), IoSlice::new(b" "), IoSlice::new(payload)];
     let control = [ControlMessage::Ipv6PacketInfo(&source)];
+    // Counted first: a client that has its answer finds it counted.
+    answers.fetch_add(1, Ordering::Relaxed);
     sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&from))?;
     Ok(Some(()))
 }
