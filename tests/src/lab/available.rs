@@ -26,14 +26,21 @@ pub fn tools_missing() -> Vec<(&'static str, &'static str)> {
     TOOLS.into_iter().filter(|(tool, _)| !on_path(tool)).collect()
 }
 
-fn what_is_missing() -> Option<String> {
+/// Whether this process may make namespaces: root, or the capabilities for it.
+pub fn is_privileged() -> bool {
+    missing_capability().is_none()
+}
+
+fn missing_capability() -> Option<&'static str> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    for (bit, name) in NEEDED_CAPABILITIES {
-        if effective & (1 << bit) == 0 {
-            return Some(format!("network namespaces need root ({name} is missing)"));
-        }
+    NEEDED_CAPABILITIES.into_iter().find(|(bit, _)| effective & (1 << bit) == 0).map(|(_, name)| name)
+}
+
+fn what_is_missing() -> Option<String> {
+    if let Some(name) = missing_capability() {
+        return Some(format!("network namespaces need root ({name} is missing)"));
     }
     let tools = tools_missing();
     if tools.is_empty() {

@@ -43,7 +43,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-pub use available::{available, tools_missing};
+pub use available::{available, is_privileged, tools_missing};
 pub use bpffs::Bpffs;
 pub use builder::{Arms, Builder, Forwarding, REAL_SERVERS_MAX};
 pub use client::{Answer, Download};

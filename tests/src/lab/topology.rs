@@ -129,7 +129,7 @@ fn connect(
     switch.ip_batch(&lines)
 }
 
-/// What a veth needs so that native XDP on the director works (LAB 3.1, 3.2, 3.4): a program on the other end, and
+/// What a veth needs so that native XDP on the director works: a program on the other end, and
 /// complete checksums from there, since the mark of a partial one is lost in XDP_TX and redirect.
 fn prepare_ports(switch: &Namespace, arms: Arms) -> Result<Vec<XdpPass>> {
     let mut passes = Vec::new();

@@ -1,6 +1,6 @@
 //! The smallest XDP program there is, on a port of the switch, in native mode.
 //!
-//! A veth carries XDP_TX and redirected frames only to a peer that has a program itself (LAB 3.1). Two system calls do it,
+//! A veth carries XDP_TX and redirected frames only to a peer that has a program itself. Two system calls do it,
 //! so that the lab needs no eBPF compiler and no loader.
 #![expect(unsafe_code, reason = "bpf(2) has no wrapper in the standard library or nix")]
 
