@@ -1,0 +1,78 @@
+//! Runs the tests: first those that need nothing, then those in namespaces, which need root.
+
+use anyhow::{Result, bail};
+use evenkeel_tests::lab;
+
+use crate::build::{self, Built, Profile};
+use crate::setup;
+use crate::shell::{Step, quoted};
+
+/// Options of `cargo xtask test` and `cargo xtask ci`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// What to put before programs that need root, for example "sudo -E".
+    #[arg(long, value_name = "COMMAND")]
+    runner: Option<String>,
+    /// Only the tests that need no root and no namespaces.
+    #[arg(long)]
+    no_lab: bool,
+    /// For the test programs: a filter for names, --nocapture and so on.
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    arguments: Vec<String>,
+}
+
+/// `cargo xtask test`.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let runner = options.runner.as_deref();
+    if !options.no_lab && !lab::is_privileged() && runner.is_none() {
+        bail!(
+            "the tests in namespaces need root; type\n    {}\nor leave them out:\n    cargo xtask test --no-lab",
+            options.with_runner()
+        );
+    }
+    if !options.no_lab {
+        setup::lab(runner)?;
+    }
+    let built = build::all(Profile::Debug, runner)?;
+    let mut units = cargo_test(&built).args(["--workspace", "--exclude", "lb-ebpf", "--exclude", "evenkeel-tests"]);
+    units = units.arg("--").args(&options.arguments);
+    units.run()?;
+    if options.no_lab {
+        cargo_test(&built).args(["-p", "evenkeel-tests", "--lib", "--"]).args(&options.arguments).run()?;
+        println!("skipped: the tests in namespaces (--no-lab)");
+        return Ok(());
+    }
+    // One test at a time: each has a dozen threads and programs of its own.
+    let mut in_lab = cargo_test(&built).env("EVENKEEL_REQUIRE_LAB", "1").args(["-p", "evenkeel-tests"]);
+    if let Some(runner) = runner.filter(|_| !lab::is_privileged()) {
+        in_lab = in_lab.env(&runner_variable()?, runner);
+    }
+    in_lab.args(["--", "--test-threads=1"]).args(&options.arguments).run()
+}
+
+impl Options {
+    /// The command line that was typed, with a runner.
+    fn with_runner(&self) -> String {
+        let typed: Vec<String> = std::env::args_os().skip(1).map(|word| quoted(&word)).collect();
+        let task = typed.first().map_or("test", String::as_str);
+        let rest = if self.arguments.is_empty() { String::new() } else { format!(" -- {}", self.arguments.join(" ")) };
+        format!("cargo xtask {task} --runner \"sudo -E\"{rest}")
+    }
+}
+
+fn cargo_test(built: &Built) -> Step {
+    Step::cargo()
+        .arg("test")
+        .env("EVENKEEL_EBPF_OBJECT", &built.object)
+        .env("LB_REQUIRE_EBPF", "1")
+        .env("EVENKEEL_BIN", &built.evenkeel)
+}
+
+/// The variable by which cargo runs programs of the host through another.
+fn runner_variable() -> Result<String> {
+    let printed = Step::new("rustc").arg("-vV").ask().unwrap_or_default();
+    let Some(host) = printed.lines().find_map(|line| line.strip_prefix("host: ")) else {
+        bail!("`rustc -vV` doesn't name a host");
+    };
+    Ok(format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_")))
+}
