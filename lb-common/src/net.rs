@@ -88,29 +88,31 @@ impl From<Ipv4Addr> for Address {
 /// Only [`Port::from_wire`] and [`Port::to_wire`] touch network order; nothing else converts.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Port(u16);
+pub struct Port {
+    number: u16,
+}
 
 impl Port {
     /// The port numbered `number`, 0..=65535.
     pub const fn new(number: u16) -> Self {
-        Self(number)
+        Self { number }
     }
 
     /// The port whose two header bytes read as `raw` from memory.
     #[inline(always)]
     pub const fn from_wire(raw: u16) -> Self {
-        Self(u16::from_be(raw))
+        Self { number: u16::from_be(raw) }
     }
 
     /// The two header bytes, as a word to store to memory.
     #[inline(always)]
     pub const fn to_wire(self) -> u16 {
-        self.0.to_be()
+        self.number.to_be()
     }
 
     /// The port's number, 0..=65535.
     pub const fn number(self) -> u16 {
-        self.0
+        self.number
     }
 }
 

@@ -38,8 +38,9 @@ fn round_robin(service: &VirtualServerEntry) -> Result<Choice, DropReason> {
         return Err(DropReason::NoRealServer);
     }
     let cursor = maps::RR_CURSORS.get_ptr_mut(service.index).ok_or(DropReason::NoRealServer)?;
+    // SeqCst, because LLVM 22 drops the result of a relaxed fetch-and-add on BPF: every connection got turn 1.
     // SAFETY: the pointer is to a live array element, which CPUs change by atomic addition only.
-    let turn = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(cursor, 1) };
+    let turn = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(cursor, 1) };
     let slot = service.ring_start + (turn % length) as u32;
     let index = *maps::SCHEDULER_RINGS.get(slot).ok_or(DropReason::NoRealServer)?;
     let real = maps::REAL_SERVERS.get(index).ok_or(DropReason::NoRealServer)?;
