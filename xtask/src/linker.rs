@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::shell::{self, Step};
 
@@ -49,9 +49,10 @@ impl Linker {
             );
         }
         let (mut step, llvm) = Self::installation(compiler_llvm);
-        step.run().with_context(|| {
-            format!(
-                "bpf-linker {VERSION} is still missing; when the command above works, run `cargo xtask setup` again"
+        step.run().map_err(|error| {
+            anyhow!(
+                "{error:#}; bpf-linker {VERSION} is still missing; when the command works, run `cargo xtask setup` again \
+                 (with cargo-binstall on PATH it takes a ready-made one)"
             )
         })?;
         fs::write(stamp(), format!("{llvm}\n")).with_context(|| format!("can't write {}", stamp().display()))?;

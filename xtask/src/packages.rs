@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Error, Result, anyhow, bail};
 use evenkeel_tests::lab;
 
 use crate::shell::{self, Step};
@@ -40,11 +40,13 @@ pub(crate) fn install(what: &str, packages: &[&str], runner: Option<&str>, elsew
         );
     }
     let runner = runner.filter(|_| !lab::is_privileged());
-    let remains =
-        || format!("still missing: {}; when the command works, run `cargo xtask setup` again", packages.join(" "));
+    let remains = |error: Error| {
+        let packages = packages.join(" ");
+        anyhow!("{error:#}; still missing: {packages}; when the command works, run `cargo xtask setup` again")
+    };
     let apt = || Step::through(runner, "apt-get").env("DEBIAN_FRONTEND", "noninteractive");
-    apt().arg("update").run().with_context(remains)?;
-    apt().args(["install", "-y", "--no-install-recommends"]).args(packages).run().with_context(remains)
+    apt().arg("update").run().map_err(remains)?;
+    apt().args(["install", "-y", "--no-install-recommends"]).args(packages).run().map_err(remains)
 }
 
 /// Debian, or something made from it.

@@ -121,9 +121,15 @@ pub fn get(address: SocketAddr, path: &str, limit: Duration) -> io::Result<HttpA
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     stream.set_read_timeout(Some(left))?;
     stream.set_write_timeout(Some(left))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    // One write, one packet.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes)?;
+    stream.read_to_end(&mut bytes).map_err(|error| match error.kind() {
+        // What a read timeout is called on Linux says nothing to a reader.
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")),
+        _ => error,
+    })?;
     drop(stream.shutdown(Shutdown::Both));
     parse(&String::from_utf8_lossy(&bytes))
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an HTTP answer"))
