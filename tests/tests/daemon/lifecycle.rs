@@ -1,0 +1,138 @@
+//! Starting, stopping, dying, and several at once.
+
+use anyhow::{Result, ensure};
+use evenkeel_tests::lab::{self, Arms, Forwarding, Lab};
+use nix::sys::signal::Signal;
+
+use crate::director::{Daemon, PATIENCE, Setup, footprint, lab, run};
+
+fn serves(lab: &Lab) -> Result<()> {
+    for host in ["10.77.0.100", "[fd77::100]"] {
+        let bodies = lab.client().fetch(&format!("http://{host}/"), 6)?;
+        assert_eq!(bodies.iter().filter(|body| *body == "real1").count(), 2, "{bodies:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn sigterm_and_sigint_leave_the_host_as_it_was() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::Two)?;
+    lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
+    let before = footprint(&lab, &Setup::of(&lab))?;
+    ensure!(before.contains("xdp: false, managed neighbours: 0, pins: false"), "{before}");
+    for (signal, mode) in [(Signal::SIGTERM, "native"), (Signal::SIGINT, "generic")] {
+        let mut daemon = Daemon::start(&lab, Setup { mode, ..Setup::of(&lab) })?;
+        serves(&lab)?;
+        let during = footprint(&lab, &daemon.setup)?;
+        ensure!(during.contains("xdp: true, managed neighbours: 6, pins: true"), "{during}");
+        daemon.process.signal(signal)?;
+        ensure!(daemon.process.wait(PATIENCE)?.success(), "{}", daemon.process.log());
+        assert_eq!(footprint(&lab, &daemon.setup)?, before, "after {signal}");
+    }
+    Ok(())
+}
+
+#[test]
+fn sighup_does_not_end_the_service() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
+    daemon.process.signal(Signal::SIGHUP)?;
+    daemon.process.wait_for_log("SIGHUP ignored", PATIENCE)?;
+    serves(&lab)?;
+    daemon.stop()
+}
+
+#[test]
+fn after_kill_9_packets_flow_and_the_next_daemon_starts_clean() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let before = footprint(&lab, &Setup::of(&lab))?;
+    let mut daemon = Daemon::start(&lab, Setup { mode: "generic", ..Setup::of(&lab) })?;
+    daemon.process.kill9()?;
+    serves(&lab)?;
+    let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
+    ensure!(daemon.process.log().contains("left by an earlier run"), "{}", daemon.process.log());
+    serves(&lab)?;
+    daemon.stop()?;
+    assert_eq!(footprint(&lab, &daemon.setup)?, before);
+    Ok(())
+}
+
+#[test]
+fn cleanup_removes_what_a_killed_daemon_left_and_says_so() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
+    let setup = Setup { mode: "generic", ..Setup::of(&lab) };
+    let before = footprint(&lab, &setup)?;
+    let file = setup.write(&lab)?;
+    let arguments = ["cleanup", "--config", &file.to_string_lossy()];
+    let idle = run(&lab, &arguments)?;
+    ensure!(idle.status.success() && String::from_utf8_lossy(&idle.stdout).contains("nothing to clean up"));
+
+    let mut daemon = Daemon::start(&lab, setup)?;
+    let refused = run(&lab, &arguments)?;
+    let pid = format!("pid {}", daemon.process.pid());
+    ensure!(refused.status.code() == Some(1) && refused.stderr.contains(&pid), "{}", refused.stderr);
+    serves(&lab)?;
+
+    daemon.process.kill9()?;
+    let cleaned = run(&lab, &arguments)?;
+    ensure!(cleaned.status.success(), "{}", cleaned.stderr);
+    let told = String::from_utf8_lossy(&cleaned.stdout).into_owned();
+    for words in ["XDP program detached", "test.sock removed", "rx-gro of eth0 on again", "10.77.1.11"] {
+        ensure!(told.contains(words), "{words} is not in: {told}");
+    }
+    assert_eq!(footprint(&lab, &daemon.setup)?, before);
+    Ok(())
+}
+
+#[test]
+fn a_second_daemon_of_an_instance_is_refused_and_the_first_serves_on() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
+    let file = daemon.setup.write(&lab)?;
+    let second = run(&lab, &["run", "--config", &file.to_string_lossy()])?;
+    ensure!(second.status.code() == Some(1), "{}", second.stderr);
+    ensure!(second.stderr.contains("instance test is running already"), "{}", second.stderr);
+    serves(&lab)?;
+    ensure!(daemon.status()?["pid"] == daemon.process.pid());
+    daemon.stop()
+}
+
+#[test]
+fn two_directors_share_a_host() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let (one, two) = (lab(Forwarding::Nat, Arms::One)?, lab(Forwarding::Direct, Arms::One)?);
+    let first = Setup { instance: "one".to_owned(), ..Setup::of(&one) };
+    // The same folders for both: they differ in the instance's name alone.
+    let second =
+        Setup { instance: "two".to_owned(), pins: first.pins.clone(), runtime: first.runtime.clone(), ..Setup::of(&two) };
+    let mut first = Daemon::start(&one, first)?;
+    let mut second = Daemon::start(&two, second)?;
+    serves(&one)?;
+    serves(&two)?;
+    assert_eq!(first.status()?["instance"], "one");
+    assert_eq!(second.status()?["instance"], "two");
+    first.stop()?;
+    serves(&two)?;
+    ensure!(second.setup.pin_folder().exists() && !first.setup.pin_folder().exists());
+    second.stop()?;
+    ensure!(!second.setup.pins.exists() && !second.setup.runtime.exists(), "the last one leaves a folder");
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! What the daemon refuses, in words, before it touches anything.
+
+use anyhow::{Result, ensure};
+use evenkeel_tests::lab::{self, Arms, Forwarding, Lab};
+
+use crate::director::{Daemon, Setup, evenkeel, footprint, lab, run};
+
+/// Runs the daemon, which must fail with all of `words`, and leave everything as it was.
+fn refused(lab: &Lab, setup: &Setup, words: &[&str]) -> Result<()> {
+    let before = footprint(lab, setup)?;
+    let file = setup.write(lab)?;
+    let end = run(lab, &["run", "--config", &file.to_string_lossy()])?;
+    ensure!(end.status.code() == Some(1), "exit {:?}: {}", end.status.code(), end.stderr);
+    for word in words {
+        ensure!(end.stderr.contains(word), "{word:?} is not in:\n{}", end.stderr);
+    }
+    assert_eq!(footprint(lab, setup)?, before, "{}", end.stderr);
+    Ok(())
+}
+
+#[test]
+fn another_program_on_the_hook_is_named_and_stays() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::Two)?;
+    let mut other = std::process::Command::new(evenkeel());
+    other.args(["decap", "--interface", "eth1", "--vip", "10.77.9.9"]);
+    let mut other = lab.start(lab.director(), "other", other)?;
+    other.wait_for_log("unwrapping for", crate::director::PATIENCE)?;
+    // eth0 is free: nothing may stay on it because of eth1.
+    refused(&lab, &Setup::of(&lab), &["interface eth1", "\"decapsulate\"", "ip link set dev eth1 xdp off"])?;
+    let links = lab.director().ip("-o link show")?;
+    ensure!(links.lines().any(|line| line.contains("eth1") && line.contains("xdp")), "{links}");
+    ensure!(!links.lines().any(|line| line.contains("eth0") && line.contains("xdp")), "{links}");
+    Ok(())
+}
+
+#[test]
+fn a_device_without_native_xdp_is_refused_or_taken_in_generic_mode() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    lab.director().ip("link add br9 type bridge")?;
+    lab.director().ip("link set br9 up")?;
+    let interfaces = vec!["eth0".to_owned(), "br9".to_owned()];
+    let setup = Setup { interfaces, ..Setup::of(&lab) };
+    refused(&lab, &setup, &["interface br9 takes no XDP program in native mode", "xdp.mode = \"auto\""])?;
+
+    let mut daemon = Daemon::start(&lab, Setup { mode: "auto", ..setup })?;
+    let status = daemon.status()?;
+    assert_eq!(status["interfaces"][0]["mode"], "native");
+    assert_eq!(status["interfaces"][1]["mode"], "generic");
+    ensure!(daemon.process.log().contains("taking the slower generic mode"), "{}", daemon.process.log());
+    daemon.stop()
+}
+
+#[test]
+fn interfaces_that_are_not_there_or_not_ethernet_are_named_together() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let interfaces = vec!["eth7".to_owned(), "lo".to_owned()];
+    let words = ["interface eth7 does not exist; there are lo, eth0", "interface lo does not carry Ethernet"];
+    refused(&lab, &Setup { interfaces, ..Setup::of(&lab) }, &words)
+}
+
+#[test]
+fn a_real_server_on_the_director_is_refused() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let mut setup = Setup::of(&lab);
+    setup.real_servers.push([10, 77, 1, 1].into());
+    refused(&lab, &setup, &["real server 10.77.1.1:80", "address of this host"])
+}
+
+#[test]
+fn nat_replies_that_would_miss_the_program_are_refused() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::Two)?;
+    let setup = Setup { interfaces: vec!["eth0".to_owned()], ..Setup::of(&lab) };
+    refused(&lab, &setup, &["10.77.1.11:80", "reached by interface eth1", "add \"eth1\" to xdp.interfaces"])
+}
+
+#[test]
+fn a_pin_directory_that_is_no_bpf_file_system_is_refused() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let setup = Setup { pins: lab.directory().join("plain"), ..Setup::of(&lab) };
+    refused(&lab, &setup, &["is not on a BPF file system", "mount -t bpf bpf /sys/fs/bpf"])
+}
+
+#[test]
+fn without_capabilities_the_missing_one_is_named() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let file = Setup::of(&lab).write(&lab)?;
+    let drop = ["--bounding-set=-net_admin", "--inh-caps=-net_admin", "--", "sh", "-c"];
+    let script = format!("exec {} run --config {}", evenkeel().display(), file.display());
+    let end = lab.director().command("setpriv")?.args(drop).arg(script).finish()?;
+    ensure!(end.status.code() == Some(1), "{}", end.stderr);
+    ensure!(end.stderr.contains("CAP_NET_ADMIN") && end.stderr.contains("run as root"), "{}", end.stderr);
+    Ok(())
+}
+
+#[test]
+fn a_vip_that_nobody_has_and_forwarding_switched_off_are_warned_of() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    lab.director().ip("address del 10.77.0.100/32 dev eth0")?;
+    lab.director().sysctl("ipv4/ip_forward", "0")?;
+    let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
+    let log = daemon.process.log();
+    ensure!(log.contains("no interface here has VIP 10.77.0.100") && log.contains("ip address add"), "{log}");
+    ensure!(log.contains("net.ipv4.ip_forward is 0"), "{log}");
+    // Without forwarding, replies go back to where the request came from.
+    lab.client().ip("route add 10.77.0.100/32 via 10.77.0.1")?;
+    assert_eq!(lab.client().fetch("http://10.77.0.100/", 3)?.len(), 3);
+    daemon.stop()
+}

@@ -1,0 +1,213 @@
+//! Real clients get real files from real servers, by every method and both families.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use evenkeel_tests::lab::{self, Arms, Forwarding, Lab, SshLike, address, file_body};
+
+use crate::director::{Daemon, Setup, decapsulators, lab, url};
+
+const SECOND: Duration = Duration::from_secs(1);
+const FILE: u64 = 20_000_000;
+
+#[test]
+fn nat_with_one_arm_serves() -> Result<()> {
+    serves(Forwarding::Nat, Arms::One)
+}
+
+#[test]
+fn nat_with_two_arms_serves() -> Result<()> {
+    serves(Forwarding::Nat, Arms::Two)
+}
+
+#[test]
+fn direct_routing_serves() -> Result<()> {
+    serves(Forwarding::Direct, Arms::One)
+}
+
+#[test]
+fn tunnelling_serves() -> Result<()> {
+    serves(Forwarding::Tunnel, Arms::One)
+}
+
+fn serves(forwarding: Forwarding, arms: Arms) -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(forwarding, arms)?;
+    let _decapsulators = decapsulators(&lab)?;
+    // On the director itself, where a packet that went up to the stack would be answered by it.
+    let _at_vip = SshLike::start(lab.director(), (address::VIP4, 80).into())?;
+    let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
+    daemon.wait_for_next_hops("resolved")?;
+    for interface in daemon.status()?["interfaces"].as_array().into_iter().flatten() {
+        assert_eq!(interface["mode"], "native");
+    }
+    for vip in address::vips() {
+        requests_are_split_evenly(&lab, vip)?;
+        datagrams_are_split_evenly(&lab, vip)?;
+        files_arrive_whole(&lab, vip)?;
+    }
+    others_are_undisturbed(&lab)?;
+    counters_tell(&daemon, forwarding)?;
+    daemon.stop()
+}
+
+/// 300 connections, one after another, go to the three in turn.
+fn requests_are_split_evenly(lab: &Lab, vip: IpAddr) -> Result<()> {
+    let bodies = lab.client().fetch(&url(vip, ""), 300)?;
+    let expected: Vec<String> = (0..300).map(|turn| format!("real{}", (turn + first(&bodies)) % 3 + 1)).collect();
+    assert_eq!(bodies, expected, "not in turn");
+    Ok(())
+}
+
+fn first(bodies: &[String]) -> usize {
+    let number = bodies.first().and_then(|body| body.strip_prefix("real")).and_then(|number| number.parse().ok());
+    number.map_or(0, |number: usize| number - 1)
+}
+
+/// 300 flows, each from a port of its own, two datagrams each: exactly 100 flows a server, and a flow stays.
+fn datagrams_are_split_evenly(lab: &Lab, vip: IpAddr) -> Result<()> {
+    let target = SocketAddr::from((vip, address::UDP_PORT));
+    let any: IpAddr = if vip.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+    let flows = lab.client().run(|| -> Result<BTreeMap<String, usize>> {
+        let mut flows = BTreeMap::new();
+        for port in 20_000..20_300 {
+            let socket = UdpSocket::bind((any, port))?;
+            socket.connect(target)?;
+            socket.set_read_timeout(Some(SECOND))?;
+            let answers = [ask(&socket)?, ask(&socket)?];
+            ensure!(answers[0] == answers[1], "one flow, two servers: {answers:?}");
+            *flows.entry(answers[0].clone()).or_insert(0) += 1;
+        }
+        Ok(flows)
+    })??;
+    let expected = BTreeMap::from(["real1", "real2", "real3"].map(|name| (format!("{name} hello"), 100)));
+    assert_eq!(flows, expected);
+    Ok(())
+}
+
+fn ask(socket: &UdpSocket) -> Result<String> {
+    socket.send(b"hello")?;
+    let mut buffer = [0; 64];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+fn files_arrive_whole(lab: &Lab, vip: IpAddr) -> Result<()> {
+    let whole = lab.client().download(&url(vip, &format!("file/{FILE}")))?;
+    assert_eq!((whole.length, whole.digest), (FILE, file_body(FILE).digest()));
+    const PART: u64 = 1_000_000;
+    let expected = file_body(PART).digest();
+    let many = lab.client().downloads(&url(vip, &format!("file/{PART}")), 50)?;
+    assert_eq!(many.len(), 50);
+    for one in many {
+        assert_eq!((one.length, &one.digest), (PART, &expected));
+    }
+    Ok(())
+}
+
+/// Ping and conversations with the director itself, and requests straight to a real server.
+fn others_are_undisturbed(lab: &Lab) -> Result<()> {
+    let own: [IpAddr; 2] = [address::DIRECTOR4.into(), address::DIRECTOR6.into()];
+    for target in own.into_iter().chain(address::vips()) {
+        lab.client().ping(target, 2)?;
+    }
+    for target in own {
+        let target = SocketAddr::from((target, 22));
+        let _server = SshLike::start(lab.director(), target)?;
+        let heard = lab.client().talk(target, &["one", "two"], SECOND)?;
+        assert_eq!(heard[1..], ["one", "two"]);
+    }
+    for real in lab.real_servers() {
+        for host in [IpAddr::from(real.address4()), real.address6().into()] {
+            assert_eq!(lab.client().fetch(&url(host, ""), 5)?, vec![real.name(); 5]);
+            let echo = lab.client().udp_echo((host, address::UDP_PORT).into(), "direct", SECOND)?;
+            assert_eq!(echo, format!("{} direct", real.name()));
+        }
+    }
+    Ok(())
+}
+
+/// What was sent is what was counted: 300 requests and 51 files over TCP, 300 flows of two datagrams over UDP.
+fn counters_tell(daemon: &Daemon, forwarding: Forwarding) -> Result<()> {
+    let status = daemon.status()?;
+    for server in status["virtual_servers"].as_array().into_iter().flatten() {
+        let counters = &server["counters"];
+        if server["protocol"] == "udp" {
+            assert_eq!(counters["connections"], 300, "{server:#}");
+            assert_eq!(counters["packets_in"], 600);
+            let header = if server["address"].as_str().is_some_and(|a| a.starts_with('[')) { 48 } else { 28 };
+            assert_eq!(counters["bytes_in"], 600 * (header + 5));
+            let back = if forwarding == Forwarding::Nat { 600 } else { 0 };
+            assert_eq!(counters["packets_out"], back);
+        } else {
+            assert_eq!(counters["connections"], 351, "{server:#}");
+            for real in server["real_servers"].as_array().into_iter().flatten() {
+                assert_eq!(real["counters"]["connections"], 117, "{server:#}");
+            }
+        }
+    }
+    for (reason, count) in status["drops"].as_object().into_iter().flatten() {
+        // The last segments of a connection may come after its entry says that it is closing; none may be lost to a
+        // fault of ours.
+        assert_eq!(count, 0, "dropped for {reason}: {:#}", status["drops"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn forwarding_methods_mix_in_one_virtual_server() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    // Prepared for direct routing: the VIP is on the real servers, and they answer the client themselves.
+    let lab = lab(Forwarding::Direct, Arms::One)?;
+    let real = |number: usize| lab.real(number).address4();
+    let mut setup = Setup::of(&lab);
+    setup.real_servers = vec![real(1).into(), real(2).into(), lab.real(1).address6().into()];
+    let file = setup.write(&lab)?;
+    let text = std::fs::read_to_string(&file)?;
+    let second = format!("address = \"{}\"\n", real(2));
+    // real2 is reached by nat: its reply must come back through the director.
+    let mixed = text.replacen(&second, &format!("{second}forwarding = \"nat\"\n"), 1);
+    ensure!(mixed != text, "the configuration is not as this test expects");
+    lab.real(2).namespace().ip("route del 10.77.0.0/24 dev eth0")?;
+    lab.real(2).namespace().ip("route replace default via 10.77.1.1")?;
+    let mixed_file = lab.directory().join("mixed.toml");
+    std::fs::write(&mixed_file, mixed)?;
+    let mut program = std::process::Command::new(crate::director::evenkeel());
+    program.arg("run").arg("--config").arg(mixed_file);
+    let mut process = lab.start(lab.director(), "mixed", program)?;
+    process.wait_for_log("ready", crate::director::PATIENCE)?;
+    let mut bodies = lab.client().fetch("http://10.77.0.100/", 20)?;
+    bodies.sort();
+    assert_eq!(bodies[..10], vec!["real1"; 10]);
+    assert_eq!(bodies[10..], vec!["real2"; 10]);
+    process.terminate(crate::director::PATIENCE)?;
+    Ok(())
+}
+
+#[test]
+fn generic_mode_serves_with_gro_switched_off_and_back_on() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let gro = || -> Result<bool> {
+        let features = lab.director().command("ethtool")?.args(["-k", "eth0"]).run()?;
+        Ok(features.contains("generic-receive-offload: on"))
+    };
+    lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
+    let setup = Setup { mode: "generic", ..Setup::of(&lab) };
+    let mut daemon = Daemon::start(&lab, setup)?;
+    assert_eq!(daemon.status()?["interfaces"][0]["mode"], "generic");
+    ensure!(!gro()?, "GRO is on in generic mode");
+    let bodies = lab.client().fetch("http://10.77.0.100/", 9)?;
+    assert_eq!(bodies.iter().filter(|body| *body == "real1").count(), 3);
+    daemon.stop()?;
+    ensure!(gro()?, "GRO is not on again");
+    Ok(())
+}
