@@ -209,8 +209,10 @@ impl Walked {
     }
 }
 
-/// Most extension headers that are followed; a packet with more is left to the host.
-const EXTENSION_HEADERS_MAX: u32 = 8;
+/// Most extension headers that are followed: as many of the shortest as fit into 1500 bytes, so that none gets past us.
+const EXTENSION_HEADERS_MAX: u32 = 184;
+/// Offset beyond which no header is looked for; larger than any frame that XDP sees in one buffer.
+const OFFSET_MAX: usize = 9_216;
 
 /// Follows the extension headers (RFC 8200 §4) to the ports, so that a packet of a virtual server is known as such.
 ///
@@ -240,6 +242,9 @@ extern "C" fn walk_extension_headers(ctx: *mut xdp_md, first: u32) -> u64 {
             _ => return 0,
         };
         offset += length;
+        if offset > OFFSET_MAX {
+            return 0;
+        }
         next = following;
         if Protocol::from_number(next).is_some() {
             let Some(ports) = packet::read::<u32>(&ctx, offset) else { return 0 };

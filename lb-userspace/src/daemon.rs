@@ -38,7 +38,7 @@ const RECONCILE_PERIOD: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 ///
-/// [`StartError`] when it could not start, or a task that it cannot do without has ended; the host is as before then.
+/// [`StartError`] when it could not start; the host is as before then.
 pub async fn run(config: Config) -> Result<(), StartError> {
     let mut signals = Signals::new()?;
     let started = tokio::select! {
@@ -48,7 +48,8 @@ pub async fn run(config: Config) -> Result<(), StartError> {
             return Ok(());
         }
     };
-    started.serve(signals).await
+    started.serve(signals).await;
+    Ok(())
 }
 
 /// A started daemon. The fields are dropped in this order: tasks, data path, then the instance with its clean-up.
@@ -99,16 +100,12 @@ impl Daemon {
         let (resolutions_sender, resolutions) = mpsc::channel(4);
         let (calls_sender, calls) = mpsc::channel(16);
         tasks.push(tokio::spawn(server::serve(listener, calls_sender)));
-        tasks.push(tokio::spawn(async move {
-            if let Err(error) = nexthop::watch(resolver, resolutions_sender).await {
-                error!(%error, "next hops are no longer watched");
-            }
-        }));
+        tasks.push(tokio::spawn(nexthop::watch(resolver, resolutions_sender)));
         let since = Instant::now();
         Ok(Self { config, resolution, resolutions, calls, tasks, attachments, datapath, instance, since })
     }
 
-    async fn serve(mut self, mut signals: Signals) -> Result<(), StartError> {
+    async fn serve(mut self, mut signals: Signals) {
         info!(
             instance = self.config.global.instance,
             virtual_servers = self.config.virtual_servers.len(),
@@ -116,34 +113,28 @@ impl Daemon {
             "ready"
         );
         let mut period = tokio::time::interval(RECONCILE_PERIOD);
-        let result = loop {
+        loop {
             tokio::select! {
                 name = signals.stop() => {
                     info!(signal = name, "stopping");
-                    break Ok(());
+                    break;
                 }
-                resolution = self.resolutions.recv() => match resolution {
-                    Some(resolution) => self.resolved(resolution),
-                    None => break Err(StartError::WatchEnded),
-                },
-                call = self.calls.recv() => match call {
-                    Some((request, answer)) => {
-                        // The caller may have hung up; then nobody wants the answer.
-                        drop(answer.send(self.answer(&request)));
-                    }
-                    None => break Err(StartError::ControlEnded),
-                },
+                // Were one of the two tasks to end, packets would still be served; so is the rest.
+                Some(resolution) = self.resolutions.recv() => self.resolved(resolution),
+                Some((request, answer)) = self.calls.recv() => {
+                    // The caller may have hung up; then nobody wants the answer.
+                    drop(answer.send(self.answer(&request)));
+                }
                 _ = period.tick() => {
                     if let Err(error) = reconcile(&mut self.datapath, &desired(&self.config)) {
                         error!(error = chain(&error), "the data path is not as configured");
                     }
                 }
             }
-        };
+        }
         for task in &self.tasks {
             task.abort();
         }
-        result
     }
 
     /// Takes new ways to real servers, and new Ethernet addresses of our own interfaces, into the data path.

@@ -1,4 +1,4 @@
-//! Why the daemon did not start, or could not go on.
+//! Why the daemon did not start.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,7 @@ use crate::datapath::xdp::object::LoadError;
 use crate::datapath::xdp::pins::PinsError;
 use crate::host::preflight::Problem;
 
-/// Why the daemon did not start, or could not go on.
+/// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The host is not as it must be; everything that is wrong is listed.
@@ -67,12 +67,6 @@ pub enum StartError {
     /// Signals cannot be received.
     #[error("cannot listen for signals")]
     Signals(#[source] io::Error),
-    /// The task that watches next hops has ended.
-    #[error("next hops can no longer be watched")]
-    WatchEnded,
-    /// The task that serves the control socket has ended.
-    #[error("the control socket can no longer be served")]
-    ControlEnded,
 }
 
 impl StartError {

@@ -1,8 +1,8 @@
 //! One round of resolving: for every target the route, the interface, and the neighbour.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::TryStreamExt;
 use lb_common::real::{NextHop, NextHopState};
@@ -41,6 +41,13 @@ pub struct Route {
     pub mtu: u32,
 }
 
+impl Route {
+    /// Interface and address of the next hop on the way to `target`.
+    pub fn hop(&self, target: IpAddr) -> (u32, IpAddr) {
+        (self.interface.index, self.gateway.unwrap_or(target))
+    }
+}
+
 impl Found {
     /// What the packet path gets of it.
     pub fn way(&self) -> Way {
@@ -74,6 +81,8 @@ pub struct Resolver {
     handle: Handle,
     journal: Arc<Mutex<Journal>>,
     targets: Vec<IpAddr>,
+    /// Next hops of which it has been said that the kernel refuses to manage them.
+    refused: Mutex<HashSet<(u32, IpAddr)>>,
 }
 
 impl Resolver {
@@ -81,7 +90,7 @@ impl Resolver {
     pub fn new(handle: Handle, journal: Arc<Mutex<Journal>>, mut targets: Vec<IpAddr>) -> Self {
         targets.sort_unstable();
         targets.dedup();
-        Self { handle, journal, targets }
+        Self { handle, journal, targets, refused: Mutex::default() }
     }
 
     /// One round; also asks the kernel to keep the next hops resolved.
@@ -96,7 +105,39 @@ impl Resolver {
         for target in &self.targets {
             found.insert(*target, self.resolve_one(*target, &links, &neighbours).await);
         }
+        self.release_unused(&found).await;
         Ok(Resolution { found, links })
+    }
+
+    /// Next hops that no route leads by any more are left to the kernel again.
+    async fn release_unused(&self, found: &BTreeMap<IpAddr, Found>) {
+        let hop = |(target, found): (&IpAddr, &Found)| found.route().map(|route| route.hop(*target));
+        let used: Vec<(u32, IpAddr)> = found.iter().filter_map(hop).collect();
+        let unused: Vec<HostChange> = self
+            .journal()
+            .changes()
+            .iter()
+            .filter(|change| match change {
+                HostChange::NeighbourManaged { ifindex, address } => !used.contains(&(*ifindex, *address)),
+                HostChange::OffloadDisabled { .. } => false,
+            })
+            .cloned()
+            .collect();
+        for change in unused {
+            if let HostChange::NeighbourManaged { ifindex, address } = change
+                && let Err(error) = neighbour::forget(&self.handle, ifindex, address).await
+            {
+                warn!(%address, ifindex, %error, "an unused neighbour stays managed");
+                continue;
+            }
+            if let Err(error) = self.journal().forget(&change) {
+                warn!(%error, "journal not updated");
+            }
+        }
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn resolve_one(
@@ -119,7 +160,7 @@ impl Resolver {
             _ => return Found::NoRoute,
         }
         let Some(route) = read_route(&message, links) else { return Found::NoRoute };
-        let hop = (route.interface.index, route.gateway.unwrap_or(target));
+        let hop = route.hop(target);
         let known = neighbours.get(&hop);
         if !known.is_some_and(|neighbour| neighbour.is_managed || neighbour.is_permanent) {
             self.manage(hop).await;
@@ -148,12 +189,15 @@ impl Resolver {
 
     async fn manage(&self, (ifindex, address): (u32, IpAddr)) {
         let change = HostChange::NeighbourManaged { ifindex, address };
-        let recorded = self.journal.lock().unwrap_or_else(PoisonError::into_inner).record(change);
+        let recorded = self.journal().record(change);
         let done = match recorded {
             Ok(()) => neighbour::manage(&self.handle, ifindex, address).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
-        if let Err(error) = done {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = done
+            && refused.insert((ifindex, address))
+        {
             warn!(%address, ifindex, error, "the kernel does not keep this neighbour resolved");
         }
     }

@@ -10,23 +10,33 @@ use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
-use tracing::warn;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{error, warn};
 
 use super::neighbour;
 use super::resolve::{Resolution, Resolver};
 
-/// Changes come in bursts; a round waits this long for the rest of one.
-const BURST: Duration = Duration::from_millis(20);
+/// Changes come in bursts; a round waits for the rest of one until nothing has come for this long ...
+const BURST_PAUSE: Duration = Duration::from_millis(20);
+/// ... but no longer than this in all.
+const BURST: Duration = Duration::from_millis(200);
 /// A round is run at least this often, in case a notification was lost.
 const PERIOD: Duration = Duration::from_secs(10);
 
+/// A broken netlink connection is made anew after this.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Sends a [`Resolution`] at every change, until the receiver is gone.
-///
-/// # Errors
-///
-/// When the kernel gives no netlink socket.
-pub async fn watch(resolver: Resolver, resolutions: mpsc::Sender<Resolution>) -> io::Result<()> {
+pub async fn watch(resolver: Resolver, resolutions: mpsc::Sender<Resolution>) {
+    let mut last = Resolution::default();
+    while let Err(error) = follow(&resolver, &resolutions, &mut last).await {
+        error!(%error, "the kernel's notifications cannot be read; next hops may be stale");
+        sleep(RETRY).await;
+    }
+}
+
+/// One netlink connection's worth of watching; returns when the receiver is gone.
+async fn follow(resolver: &Resolver, resolutions: &mpsc::Sender<Resolution>, last: &mut Resolution) -> io::Result<()> {
     let (connection, _handle, mut messages) = new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Neigh,
@@ -36,11 +46,10 @@ pub async fn watch(resolver: Resolver, resolutions: mpsc::Sender<Resolution>) ->
         MulticastGroup::Ipv6Ifaddr,
     ])?;
     tokio::spawn(connection);
-    let mut last = Resolution::default();
     loop {
         match resolver.resolve().await {
-            Ok(resolution) if resolution != last => {
-                last = resolution.clone();
+            Ok(resolution) if resolution != *last => {
+                last.clone_from(&resolution);
                 if resolutions.send(resolution).await.is_err() {
                     return Ok(());
                 }
@@ -48,7 +57,7 @@ pub async fn watch(resolver: Resolver, resolutions: mpsc::Sender<Resolution>) ->
             Ok(_) => {}
             Err(error) => warn!(%error, "cannot read interfaces and neighbours"),
         }
-        let hops = next_hops(&last);
+        let hops = next_hops(last);
         let deadline = Instant::now() + PERIOD;
         loop {
             tokio::select! {
@@ -57,7 +66,8 @@ pub async fn watch(resolver: Resolver, resolutions: mpsc::Sender<Resolution>) ->
                 message = messages.next() => match message {
                     Some((message, _)) if matters(&message.payload, &hops) => {
                         // The rest of the burst needs no round of its own.
-                        while timeout(BURST, messages.next()).await.is_ok_and(|next| next.is_some()) {}
+                        let end = Instant::now() + BURST;
+                        while Instant::now() < end && timeout(BURST_PAUSE, messages.next()).await.is_ok_and(|m| m.is_some()) {}
                         break;
                     }
                     Some(_) => {}
@@ -70,7 +80,7 @@ pub async fn watch(resolver: Resolver, resolutions: mpsc::Sender<Resolution>) ->
 
 /// The addresses whose neighbour entries are of interest.
 fn next_hops(resolution: &Resolution) -> HashSet<IpAddr> {
-    let hop = |(target, found): (&IpAddr, &super::Found)| found.route().map(|r| r.gateway.unwrap_or(*target));
+    let hop = |(target, found): (&IpAddr, &super::Found)| found.route().map(|route| route.hop(*target).1);
     resolution.found.iter().filter_map(hop).collect()
 }
 

@@ -121,8 +121,12 @@ fn two_directors_share_a_host() -> Result<()> {
     let (one, two) = (lab(Forwarding::Nat, Arms::One)?, lab(Forwarding::Direct, Arms::One)?);
     let first = Setup { instance: "one".to_owned(), ..Setup::of(&one) };
     // The same folders for both: they differ in the instance's name alone.
-    let second =
-        Setup { instance: "two".to_owned(), pins: first.pins.clone(), runtime: first.runtime.clone(), ..Setup::of(&two) };
+    let second = Setup {
+        instance: "two".to_owned(),
+        pins: first.pins.clone(),
+        runtime: first.runtime.clone(),
+        ..Setup::of(&two)
+    };
     let mut first = Daemon::start(&one, first)?;
     let mut second = Daemon::start(&two, second)?;
     serves(&one)?;

@@ -23,14 +23,12 @@ fn bpftool_prints_names_and_addresses_that_people_can_read() -> Result<()> {
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     daemon.wait_for_next_hops("resolved")?;
     let servers = dump(&daemon.setup, "virtual_servers")?;
-    let keys: Vec<&Value> =
-        servers.as_array().into_iter().flatten().map(|entry| &entry["formatted"]["key"]).collect();
+    let keys: Vec<&Value> = servers.as_array().into_iter().flatten().map(|entry| &entry["formatted"]["key"]).collect();
     assert_eq!(keys.len(), 4);
     let mapped = serde_json::json!([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 77, 0, 100]);
     ensure!(
-        keys.iter().any(|key| {
-            key["vip"]["octets"] == mapped && key["port"]["number"] == 80 && key["protocol"] == "Tcp"
-        }),
+        keys.iter()
+            .any(|key| { key["vip"]["octets"] == mapped && key["port"]["number"] == 80 && key["protocol"] == "Tcp" }),
         "{servers:#}"
     );
     let first = &dump(&daemon.setup, "real_servers")?[0]["formatted"]["value"];
