@@ -51,7 +51,7 @@ pub(crate) fn run(evenkeel: &Path, demo: &Demo) -> Result<()> {
     let mut daemon = lab.start(lab.director(), "evenkeel", daemon)?;
     wait_until_ready(evenkeel, &lab, &files, &mut daemon, &stop)?;
     if !stop.load(Ordering::Relaxed) {
-        print_what_to_try(evenkeel, &lab, &files);
+        print_what_to_try(evenkeel, &lab, &files, daemon.log_path());
     }
 
     let tally = traffic(&lab, demo, &mut daemon, &stop)?;
@@ -123,9 +123,10 @@ fn wait_until_ready(evenkeel: &Path, lab: &Lab, files: &Files, daemon: &mut Proc
     Ok(())
 }
 
-fn print_what_to_try(evenkeel: &Path, lab: &Lab, files: &Files) {
+fn print_what_to_try(evenkeel: &Path, lab: &Lab, files: &Files, log: &Path) {
     let (client, director) = (lab.client(), lab.director());
-    println!("\nTo try in another terminal, as root, while this runs:");
+    println!("\nThe daemon's log is {}.", log.display());
+    println!("To try in another terminal, as root, while this runs:");
     println!("  {}", director.nsenter(&files.status(evenkeel)));
     println!("  {}", director.nsenter("bpftool map dump name real_servers"));
     println!("  {}", director.nsenter("bpftool map dump name virtual_servers"));
