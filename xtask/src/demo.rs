@@ -32,7 +32,7 @@ pub(crate) fn run(evenkeel: &Path, demo: &Demo) -> Result<()> {
     let stopped = Arc::clone(&stop);
     ctrlc::set_handler(move || stopped.store(true, Ordering::Relaxed)).context("can't catch signals")?;
 
-    let lab = Lab::builder().real_servers(demo.real_servers).forwarding(demo.forwarding.lab()).build()?;
+    let lab = Lab::builder().quiet().real_servers(demo.real_servers).forwarding(demo.forwarding.lab()).build()?;
     println!(
         "lab {}: client, director and {} real servers, forwarding {}",
         lab.name(),
