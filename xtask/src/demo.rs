@@ -41,7 +41,7 @@ pub(crate) fn run(evenkeel: &Path, demo: &Demo) -> Result<()> {
     );
     let files = Files::write(&lab, demo)?;
     Step::new(evenkeel).arg("check").arg(&files.config).run()?;
-    let _decapsulators = decapsulators(evenkeel, &lab, demo.forwarding)?;
+    let mut decapsulators = decapsulators(evenkeel, &lab, demo.forwarding)?;
     let mut daemon = Command::new(evenkeel);
     daemon.args(["run", "--config"]).arg(&files.config);
     eprintln!(
@@ -50,6 +50,9 @@ pub(crate) fn run(evenkeel: &Path, demo: &Demo) -> Result<()> {
     );
     let mut daemon = lab.start(lab.director(), "evenkeel", daemon)?;
     wait_until_ready(evenkeel, &lab, &files, &mut daemon, &stop)?;
+    for (decapsulator, real) in decapsulators.iter_mut().zip(lab.real_servers()) {
+        wait_until_attached(decapsulator, real, &stop)?;
+    }
     if !stop.load(Ordering::Relaxed) {
         print_what_to_try(evenkeel, &lab, &files, daemon.log_path());
     }
@@ -101,6 +104,21 @@ fn decapsulators(evenkeel: &Path, lab: &Lab, method: Method) -> Result<Vec<Proce
         lab.start(real.namespace(), &format!("decap-{}", real.name()), command)
     };
     lab.real_servers().iter().map(start).collect()
+}
+
+/// Waits until a real server's interface has an XDP program: what comes before that is lost.
+fn wait_until_attached(decapsulator: &mut Process, real: &lab::RealServer, stop: &AtomicBool) -> Result<()> {
+    let deadline = Instant::now() + READY_LIMIT;
+    while !stop.load(Ordering::Relaxed) && !real.namespace().ip("-o link show dev eth0")?.contains(" xdp") {
+        if let Some(status) = decapsulator.ended()? {
+            bail!("`evenkeel decap` on {} ended ({status}); its log:\n{}", real.name(), decapsulator.log());
+        }
+        if Instant::now() >= deadline {
+            bail!("no XDP program on {} within {READY_LIMIT:?}; its log:\n{}", real.name(), decapsulator.log());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// Waits until the daemon answers `evenkeel status`, or somebody wants to stop.
