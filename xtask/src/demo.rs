@@ -32,7 +32,7 @@ pub(crate) fn run(evenkeel: &Path, demo: &Demo) -> Result<()> {
     let stopped = Arc::clone(&stop);
     ctrlc::set_handler(move || stopped.store(true, Ordering::Relaxed)).context("can't catch signals")?;
 
-    let lab = Lab::builder().real_servers(demo.real_servers).forwarding(demo.forwarding.lab()).build()?;
+    let lab = Lab::builder().quiet().real_servers(demo.real_servers).forwarding(demo.forwarding.lab()).build()?;
     println!(
         "lab {}: client, director and {} real servers, forwarding {}",
         lab.name(),
@@ -41,7 +41,7 @@ pub(crate) fn run(evenkeel: &Path, demo: &Demo) -> Result<()> {
     );
     let files = Files::write(&lab, demo)?;
     Step::new(evenkeel).arg("check").arg(&files.config).run()?;
-    let _decapsulators = decapsulators(evenkeel, &lab, demo.forwarding)?;
+    let mut decapsulators = decapsulators(evenkeel, &lab, demo.forwarding)?;
     let mut daemon = Command::new(evenkeel);
     daemon.args(["run", "--config"]).arg(&files.config);
     eprintln!(
@@ -50,8 +50,11 @@ pub(crate) fn run(evenkeel: &Path, demo: &Demo) -> Result<()> {
     );
     let mut daemon = lab.start(lab.director(), "evenkeel", daemon)?;
     wait_until_ready(evenkeel, &lab, &files, &mut daemon, &stop)?;
+    for (decapsulator, real) in decapsulators.iter_mut().zip(lab.real_servers()) {
+        wait_until_attached(decapsulator, real, &stop)?;
+    }
     if !stop.load(Ordering::Relaxed) {
-        print_what_to_try(evenkeel, &lab, &files);
+        print_what_to_try(evenkeel, &lab, &files, daemon.log_path());
     }
 
     let tally = traffic(&lab, demo, &mut daemon, &stop)?;
@@ -103,6 +106,21 @@ fn decapsulators(evenkeel: &Path, lab: &Lab, method: Method) -> Result<Vec<Proce
     lab.real_servers().iter().map(start).collect()
 }
 
+/// Waits until a real server's interface has an XDP program: what comes before that is lost.
+fn wait_until_attached(decapsulator: &mut Process, real: &lab::RealServer, stop: &AtomicBool) -> Result<()> {
+    let deadline = Instant::now() + READY_LIMIT;
+    while !stop.load(Ordering::Relaxed) && !real.namespace().ip("-o link show dev eth0")?.contains(" xdp") {
+        if let Some(status) = decapsulator.ended()? {
+            bail!("`evenkeel decap` on {} ended ({status}); its log:\n{}", real.name(), decapsulator.log());
+        }
+        if Instant::now() >= deadline {
+            bail!("no XDP program on {} within {READY_LIMIT:?}; its log:\n{}", real.name(), decapsulator.log());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Waits until the daemon answers `evenkeel status`, or somebody wants to stop.
 fn wait_until_ready(evenkeel: &Path, lab: &Lab, files: &Files, daemon: &mut Process, stop: &AtomicBool) -> Result<()> {
     let deadline = Instant::now() + READY_LIMIT;
@@ -123,9 +141,10 @@ fn wait_until_ready(evenkeel: &Path, lab: &Lab, files: &Files, daemon: &mut Proc
     Ok(())
 }
 
-fn print_what_to_try(evenkeel: &Path, lab: &Lab, files: &Files) {
+fn print_what_to_try(evenkeel: &Path, lab: &Lab, files: &Files, log: &Path) {
     let (client, director) = (lab.client(), lab.director());
-    println!("\nTo try in another terminal, as root, while this runs:");
+    println!("\nThe daemon's log is {}.", log.display());
+    println!("To try in another terminal, as root, while this runs:");
     println!("  {}", director.nsenter(&files.status(evenkeel)));
     println!("  {}", director.nsenter("bpftool map dump name real_servers"));
     println!("  {}", director.nsenter("bpftool map dump name virtual_servers"));

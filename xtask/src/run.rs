@@ -86,7 +86,7 @@ fn arguments() -> Vec<OsString> {
     while let Some(word) = words.next() {
         if word == "--runner" {
             words.next();
-        } else if !word.to_string_lossy().starts_with("--runner=") {
+        } else if word != "--built" && !word.to_string_lossy().starts_with("--runner=") {
             kept.push(word);
         }
     }

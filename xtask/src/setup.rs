@@ -1,6 +1,6 @@
 //! What must be there before anything is built or run; installs what it may and can.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::linker::{self, Linker};
 use crate::shell::Step;
@@ -54,7 +54,12 @@ pub(crate) fn lab(runner: Option<&str>) -> Result<()> {
     let (tools, mut names): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
     names.dedup();
     let elsewhere = format!("install them (Debian's packages are {})", names.join(", "));
-    packages::install(&format!("what the lab needs ({})", tools.join(", ")), &names, runner, &elsewhere)
+    packages::install(&format!("what the lab needs ({})", tools.join(", ")), &names, runner, &elsewhere)?;
+    let missing: Vec<_> = packages::tools_missing().into_iter().map(|(tool, _)| tool).collect();
+    if !missing.is_empty() {
+        bail!("the packages are installed, but not to be found on PATH: {}", missing.join(", "));
+    }
+    Ok(())
 }
 
 fn install_toolchain(runner: Option<&str>) -> Result<Toolchain> {

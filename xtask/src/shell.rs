@@ -126,7 +126,11 @@ impl fmt::Display for Step {
         for (key, value) in self.command.get_envs().filter_map(|(key, value)| Some((key, value?))) {
             write!(out, "{}={} ", key.to_string_lossy(), quoted(value))?;
         }
-        write!(out, "{}", quoted(self.command.get_program()))?;
+        let program = self.command.get_program();
+        // The cargo that runs us is the one that `cargo` finds.
+        let program =
+            if env::var_os("CARGO").is_some_and(|ours| ours == program) { OsStr::new("cargo") } else { program };
+        write!(out, "{}", quoted(program))?;
         self.command.get_args().try_for_each(|argument| write!(out, " {}", quoted(argument)))
     }
 }

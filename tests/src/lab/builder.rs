@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 
 use super::bpffs::Bpffs;
+use super::process::ShowLog;
 use super::stale::{self, Identity};
 use super::{Lab, topology};
 
@@ -35,11 +36,12 @@ pub struct Builder {
     real_servers: u8,
     forwarding: Forwarding,
     arms: Arms,
+    show_logs: ShowLog,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { real_servers: 1, forwarding: Forwarding::Nat, arms: Arms::One }
+        Self { real_servers: 1, forwarding: Forwarding::Nat, arms: Arms::One, show_logs: ShowLog::Always }
     }
 }
 
@@ -62,9 +64,15 @@ impl Builder {
         self
     }
 
+    /// Shows logs of programs only after a panic. Outside of tests nobody holds back what a failure doesn't need.
+    pub fn quiet(mut self) -> Self {
+        self.show_logs = ShowLog::OnPanic;
+        self
+    }
+
     /// Removes what killed labs left, then makes this one; takes about a second. On an error nothing stays behind.
     pub fn build(self) -> Result<Lab> {
-        let Self { real_servers, forwarding, arms } = self;
+        let Self { real_servers, forwarding, arms, show_logs } = self;
         if !(1..=REAL_SERVERS_MAX).contains(&real_servers) {
             bail!("a lab has 1..={REAL_SERVERS_MAX} real servers, not {real_servers}");
         }
@@ -81,6 +89,7 @@ impl Builder {
         let made = topology::make(identity.name(), real_servers, forwarding, arms)?;
         Ok(Lab {
             arms,
+            show_logs,
             forwarding,
             real_servers: made.real_servers,
             _passes: made.passes,

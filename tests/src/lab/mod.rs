@@ -63,6 +63,7 @@ pub use udp_echo::UdpEcho;
 #[derive(Debug)]
 pub struct Lab {
     arms: Arms,
+    show_logs: process::ShowLog,
     forwarding: Forwarding,
     real_servers: Vec<RealServer>,
     _passes: Vec<xdp_pass::XdpPass>,
@@ -147,10 +148,11 @@ impl Lab {
         self.bpffs.path()
     }
 
-    /// Starts a long-running program in a namespace; its output goes to a log in [`Lab::directory`], shown if a test fails.
+    /// Starts a long-running program in a namespace; its output goes to a log in [`Lab::directory`], which is
+    /// shown if a test fails.
     ///
     /// It dies with the *thread* that started it, so start it from one that lives as long (a test's own is right).
     pub fn start(&self, namespace: &Namespace, name: &str, program: Command) -> Result<Process> {
-        Process::start(namespace, name, self.directory(), program)
+        Process::start(namespace, (name, self.show_logs), self.directory(), program)
     }
 }

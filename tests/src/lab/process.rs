@@ -17,9 +17,20 @@ use super::namespace::Namespace;
 /// How long a program may take to end after SIGTERM when it is dropped, before SIGKILL.
 const DROP_LIMIT: Duration = Duration::from_secs(3);
 
-/// A running program; dropping it ends it, and a panic shows its log.
+/// When a program's log is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ShowLog {
+    /// Whenever it is dropped: the harness keeps the output of a test to itself unless the test fails, be it by a panic
+    /// or by returning an error, which a drop can't see.
+    Always,
+    /// Only while a panic unwinds.
+    OnPanic,
+}
+
+/// A running program; dropping it ends it and shows its log, which a test harness prints only if the test fails.
 #[derive(Debug)]
 pub struct Process {
+    show: ShowLog,
     name: String,
     child: Child,
     ended: Option<ExitStatus>,
@@ -27,8 +38,13 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` in `namespace` with both outputs in a new file `NAME-<k>.log` in `folder`.
-    pub(super) fn start(namespace: &Namespace, name: &str, folder: &Path, mut program: Command) -> Result<Self> {
+    /// Starts `program`, called `name` in messages, in `namespace` with both outputs in a new file `NAME-<k>.log` in `folder`.
+    pub(super) fn start(
+        namespace: &Namespace,
+        (name, show): (&str, ShowLog),
+        folder: &Path,
+        mut program: Command,
+    ) -> Result<Self> {
         let (log, file) = new_log(folder, name)?;
         let errors = file.try_clone().with_context(|| format!("can't duplicate {}", log.display()))?;
         program.stdin(Stdio::null()).stdout(file).stderr(errors);
@@ -36,7 +52,7 @@ impl Process {
         let child = program
             .spawn()
             .with_context(|| format!("can't start {} in {}", program.get_program().display(), namespace.name()))?;
-        Ok(Self { name: name.to_owned(), child, ended: None, log })
+        Ok(Self { show, name: name.to_owned(), child, ended: None, log })
     }
 
     /// The process id on the host.
@@ -133,7 +149,7 @@ impl Drop for Process {
         {
             eprintln!("lab: {error:#}");
         }
-        if std::thread::panicking() {
+        if self.show == ShowLog::Always || std::thread::panicking() {
             let state = match before.map(|status| (status.signal(), status)) {
                 None => "was running".to_owned(),
                 Some((Some(signal), _)) => format!("had been ended by signal {signal}"),
