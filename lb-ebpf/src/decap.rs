@@ -62,5 +62,5 @@ fn carries_ipv6(ctx: &XdpContext) -> Option<bool> {
 #[inline(always)]
 fn is_vip(destination: Address) -> bool {
     // SAFETY: only the presence of the key matters.
-    unsafe { maps::DECAP_VIPS.get(&destination) }.is_some()
+    unsafe { maps::DECAP_VIPS.get(destination) }.is_some()
 }

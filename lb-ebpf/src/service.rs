@@ -10,5 +10,5 @@ use crate::maps;
 pub fn lookup(flow: &FlowKey) -> Option<&'static VirtualServerEntry> {
     let key = ServiceKey::new(flow.destination, flow.destination_port, flow.protocol);
     // SAFETY: the element may be replaced while it is read, but the kernel frees a removed one only after this program ends.
-    unsafe { maps::VIRTUAL_SERVERS.get(&key) }
+    unsafe { maps::VIRTUAL_SERVERS.get(key) }
 }

@@ -8,6 +8,9 @@ use lb_common::drop_reason::DropReason;
 
 use crate::maps;
 
+/// The action of programs that only let packets through.
+pub const PASS: u32 = xdp_action::XDP_PASS;
+
 /// What becomes of a packet that is not dropped.
 #[derive(Clone, Copy)]
 pub enum Verdict {
@@ -23,7 +26,7 @@ pub enum Verdict {
 #[inline(always)]
 pub fn action(ctx: &XdpContext, decision: Result<Verdict, DropReason>) -> u32 {
     match decision {
-        Ok(Verdict::Pass) => xdp_action::XDP_PASS,
+        Ok(Verdict::Pass) => PASS,
         Ok(Verdict::Transmit) => xdp_action::XDP_TX,
         // SAFETY: the helper takes numbers only; an index that is no interface makes the kernel drop the frame.
         Ok(Verdict::Redirect(ifindex)) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
@@ -36,10 +39,4 @@ pub fn action(ctx: &XdpContext, decision: Result<Verdict, DropReason>) -> u32 {
             xdp_action::XDP_DROP
         }
     }
-}
-
-/// The action for a program that only lets packets through.
-#[inline(always)]
-pub fn pass((): ()) -> u32 {
-    xdp_action::XDP_PASS
 }

@@ -1,11 +1,11 @@
 //! `evenkeel check FILE`: says whether a configuration is usable. Needs no root and opens nothing but the file.
 
-use std::error::Error;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::{self, Config, LoadError};
+use crate::error::chain;
 
 const OK: u8 = 0;
 const FAILED: u8 = 1;
@@ -22,7 +22,7 @@ pub fn check(file: &Path) -> ExitCode {
 fn run(file: &Path, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
     let (written, code) = match config::load(file) {
         Ok(config) => (writeln!(stdout, "{}: ok: {}", file.display(), summary(&config)), OK),
-        Err(error @ LoadError::Read { .. }) => (writeln!(stderr, "{}", with_causes(&error)), FAILED),
+        Err(error @ LoadError::Read { .. }) => (writeln!(stderr, "{}", chain(&error)), FAILED),
         Err(LoadError::Invalid(diagnostics)) => (writeln!(stderr, "{diagnostics}"), INVALID),
     };
     match written {
@@ -47,16 +47,6 @@ fn summary(config: &Config) -> String {
 fn count(number: usize, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {noun}{plural}")
-}
-
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

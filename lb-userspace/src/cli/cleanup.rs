@@ -4,7 +4,6 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::config::{self, LoadError};
 use crate::instance::Instance;
 
 /// Removes what an earlier daemon of the instance in `file` has left, and says what that was.
@@ -13,13 +12,9 @@ use crate::instance::Instance;
 ///
 /// When the instance's daemon is running, or something cannot be removed.
 pub fn cleanup(file: &Path) -> anyhow::Result<ExitCode> {
-    let config = match config::load(file) {
+    let config = match super::load(file)? {
         Ok(config) => config,
-        Err(LoadError::Invalid(diagnostics)) => {
-            eprintln!("{diagnostics}");
-            return Ok(ExitCode::from(2));
-        }
-        Err(error @ LoadError::Read { .. }) => return Err(error.into()),
+        Err(code) => return Ok(code),
     };
     let (instance, leftovers) = Instance::acquire(&config)?;
     drop(instance);

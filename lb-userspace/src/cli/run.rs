@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::config::{self, LoadError, LogLevel};
+use crate::config::LogLevel;
 use crate::daemon;
 
 /// Serves the configuration in `file` until SIGTERM or SIGINT.
@@ -16,13 +16,9 @@ use crate::daemon;
 ///
 /// When the daemon cannot start or go on.
 pub fn run(file: &Path) -> anyhow::Result<ExitCode> {
-    let config = match config::load(file) {
+    let config = match super::load(file)? {
         Ok(config) => config,
-        Err(LoadError::Invalid(diagnostics)) => {
-            eprintln!("{diagnostics}");
-            return Ok(ExitCode::from(2));
-        }
-        Err(error @ LoadError::Read { .. }) => return Err(error.into()),
+        Err(code) => return Ok(code),
     };
     start_log(config.global.log_level);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -43,6 +43,9 @@ fn table(virtual_servers: &[VirtualServer]) -> String {
             table.add_row(real_server_row(real));
         }
     }
+    if let Some(first) = table.column_mut(0) {
+        first.set_padding((0, 1));
+    }
     for index in 3..=8 {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);

@@ -64,7 +64,7 @@ pub async fn manage(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<()
     request.execute().await
 }
 
-/// Removes a neighbour that [`manage`] made; the kernel finds it again when it needs it. One that is gone is no error.
+/// Removes a managed neighbour; the kernel finds it again when it needs it. One that is gone is no error.
 ///
 /// # Errors
 ///
