@@ -11,6 +11,7 @@ use lb_common::service::ForwardingMethod;
 use super::link::Link;
 use crate::config::Config;
 use crate::datapath::xdp::object;
+use crate::instance::Paths;
 
 /// What the judgement needs to know.
 #[derive(Clone, Debug)]
@@ -50,6 +51,9 @@ impl fmt::Display for Problem {
 
 /// Oldest kernel that the programs load on.
 const KERNEL_MIN: (u32, u32) = (6, 1);
+
+/// Longest path of a Unix socket, in bytes (`sun_path` of unix(7), less its terminating zero).
+const SOCKET_PATH_MAX: usize = 107;
 
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -96,6 +100,14 @@ impl Facts {
                 }
                 Some(_) => {}
             }
+        }
+        let socket = Paths::new(&config.global.runtime_directory, &config.global.instance).socket();
+        if socket.as_os_str().len() > SOCKET_PATH_MAX {
+            add(format!(
+                "the control socket's path {} has more than {SOCKET_PATH_MAX} bytes; \
+                 choose a shorter global.runtime_directory",
+                socket.display()
+            ));
         }
         for server in &config.virtual_servers {
             for real in server.real_servers.iter().filter(|real| self.addresses.contains(&real.address.ip())) {
@@ -249,6 +261,15 @@ mod tests {
         assert!(texts[2].contains("CAP_NET_ADMIN"));
         assert!(texts[3].contains("interface eth0 does not exist"));
         assert!(texts[4].contains("10.0.1.11:80"));
+    }
+
+    #[test]
+    fn a_socket_path_that_the_kernel_would_not_take_is_named() {
+        let mut config = config();
+        config.global.runtime_directory = format!("/run/{}", "x".repeat(100)).into();
+        let problems = facts().problems(&config);
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].to_string().contains("shorter global.runtime_directory"), "{}", problems[0]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use evenkeel_tests::lab::{self, Arms, Forwarding, Lab};
+use lb_userspace::instance::Instance;
 use nix::sys::signal::Signal;
 
 use crate::director::{Daemon, PATIENCE, Setup, footprint, lab, run};
@@ -138,5 +139,31 @@ fn two_directors_share_a_host() -> Result<()> {
     ensure!(second.setup.pin_folder().exists() && !first.setup.pin_folder().exists());
     second.stop()?;
     ensure!(!second.setup.pins.exists() && !second.setup.runtime.exists(), "the last one leaves a folder");
+    Ok(())
+}
+
+#[test]
+fn a_panic_puts_the_host_back() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
+    let setup = Setup::of(&lab);
+    let before = footprint(&lab, &setup)?;
+    let config = lb_userspace::config::load(&setup.write(&lab)?)?;
+    let during = lab.director().run(|| -> Result<String> {
+        let (instance, _) = Instance::acquire(&config)?;
+        instance.disable_offload("eth0", "rx-gro")?;
+        let during = footprint(&lab, &setup)?;
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _held = instance;
+            panic!("this test's panic");
+        }));
+        ensure!(panicked.is_err());
+        Ok(during)
+    })??;
+    ensure!(during != before, "nothing was changed");
+    assert_eq!(footprint(&lab, &setup)?, before);
     Ok(())
 }
