@@ -48,13 +48,12 @@ pub fn lookup(flow: &FlowKey, direction: Direction) -> Option<Connection> {
     (entry.direction == direction && is_fresh(entry)).then_some(connection)
 }
 
-/// Whether an entry made by another connection occupies `flow` and is still in use.
+/// The entry that another virtual server's connection has at `flow`, where that one is still in use.
 #[inline(always)]
-pub fn is_taken(flow: &FlowKey, by_other_than: &ConnectionEntry) -> bool {
-    let Some(connection) = maps::CONNECTIONS.get_ptr_mut(flow).map(Connection) else { return false };
-    let entry = connection.entry();
-    let same = entry.vip.words() == by_other_than.vip.words() && entry.vip_port == by_other_than.vip_port;
-    !same && is_fresh(entry) && entry.state != ConnectionState::Closing
+pub fn live_rival(flow: &FlowKey, newcomer: &ConnectionEntry) -> Option<&'static ConnectionEntry> {
+    let entry = Connection(maps::CONNECTIONS.get_ptr_mut(flow)?).entry();
+    let same = entry.vip.words() == newcomer.vip.words() && entry.vip_port == newcomer.vip_port;
+    (!same && is_fresh(entry) && !is_closing(entry)).then_some(entry)
 }
 
 /// Whether the connection has ended, so that its client may open another with the same ports.
@@ -69,11 +68,11 @@ pub fn insert(flow: &FlowKey, entry: &ConnectionEntry) -> Result<(), DropReason>
     maps::CONNECTIONS.insert(flow, entry, u64::from(BPF_ANY)).map_err(|_| DropReason::TableFull)
 }
 
-/// The state that a connection's first packet gives it.
+/// The state of a new entry, made for a packet with `flags`.
 #[inline(always)]
-pub fn first_state(protocol: Protocol) -> ConnectionState {
+pub fn first_state(protocol: Protocol, flags: u8) -> ConnectionState {
     match protocol {
-        Protocol::Tcp => ConnectionState::SynReceived,
+        Protocol::Tcp => after(ConnectionState::SynReceived, flags),
         Protocol::Udp => ConnectionState::Udp,
     }
 }

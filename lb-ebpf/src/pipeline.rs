@@ -45,10 +45,10 @@ fn request(ctx: &XdpContext, packet: &Packet, service: &VirtualServerEntry) -> R
     parse::validate(ctx, packet)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     let known = known_real_server(packet, service, flags);
-    let Choice { index, real } = match known {
-        Some(choice) => choice,
+    let (Choice { index, real }, is_complete) = match known {
+        Some(known) => known,
         None if packet.flow.protocol == Protocol::Tcp && !is_opening(flags) => return Err(DropReason::NoConnection),
-        None => schedule::choose(service)?,
+        None => (schedule::choose(service)?, false),
     };
     let egress = match real.forwarding {
         ForwardingMethod::Nat | ForwardingMethod::Dr => {
@@ -59,8 +59,8 @@ fn request(ctx: &XdpContext, packet: &Packet, service: &VirtualServerEntry) -> R
             forward::to_real_server(ctx, real, &real.tunnel_source, length)?
         }
     };
-    if known.is_none() {
-        remember(ctx.ctx, packet, index, real)?;
+    if !is_complete {
+        remember(ctx.ctx, packet, index, real, flags)?;
     }
     log(ctx, packet, index);
     let length = u64::from(packet.length);
@@ -93,7 +93,7 @@ fn reply(ctx: &XdpContext, packet: &Packet, connection: Connection) -> Result<Ve
     let flags = parse::tcp_flags(ctx, packet)?;
     let entry = connection.entry();
     let real = maps::REAL_SERVERS.get(entry.real_server).ok_or(DropReason::NoConnection)?;
-    if real.generation != entry.generation {
+    if !is_valid(entry) {
         return Err(DropReason::NoConnection);
     }
     let egress = forward::to_client(ctx, packet, entry)?;
@@ -110,9 +110,10 @@ fn reply(ctx: &XdpContext, packet: &Packet, connection: Connection) -> Result<Ve
     forward::send(ctx, &egress, packet.ethernet.ethertype)
 }
 
-/// The real server of the packet's connection, unless the packet opens a new one.
+/// The real server of the packet's connection, unless the packet opens a new one; and whether the table still has all
+/// of the connection's entries.
 #[inline(always)]
-fn known_real_server(packet: &Packet, service: &VirtualServerEntry, flags: u8) -> Option<Choice> {
+fn known_real_server(packet: &Packet, service: &VirtualServerEntry, flags: u8) -> Option<(Choice, bool)> {
     let connection = conntrack::lookup(&packet.flow, Direction::Request)?;
     let entry = connection.entry();
     if is_opening(flags) && conntrack::is_closing(entry) {
@@ -120,21 +121,20 @@ fn known_real_server(packet: &Packet, service: &VirtualServerEntry, flags: u8) -
     }
     let choice = schedule::recall(entry.real_server, service, entry.generation)?;
     connection.touch(flags);
-    match choice.real.forwarding {
-        ForwardingMethod::Nat => {
-            // The reply's entry ages by the same packets; without it the answer would not find its way.
-            touch_reply(packet, choice.real, flags)?;
-        }
-        ForwardingMethod::Dr | ForwardingMethod::Tun => {}
-    }
-    Some(choice)
+    let is_complete = match choice.real.forwarding {
+        // The reply's entry ages by the same packets; where it was evicted, the answer would not find its way.
+        ForwardingMethod::Nat => touch_reply(packet, choice.real, flags),
+        ForwardingMethod::Dr | ForwardingMethod::Tun => true,
+    };
+    Some((choice, is_complete))
 }
 
-/// Notes the packet in the entry of its connection's other direction; `None` where there is none.
+/// Notes the packet in the entry of its connection's other direction; false where there is none.
 #[inline(never)]
-fn touch_reply(packet: &Packet, real: &RealServerEntry, flags: u8) -> Option<()> {
-    conntrack::lookup(&reply_flow(packet, real), Direction::Reply)?.touch(flags);
-    Some(())
+fn touch_reply(packet: &Packet, real: &RealServerEntry, flags: u8) -> bool {
+    let Some(other) = conntrack::lookup(&reply_flow(packet, real), Direction::Reply) else { return false };
+    other.touch(flags);
+    true
 }
 
 /// Notes in the entry of the client's direction that the real server closes.
@@ -149,7 +149,13 @@ fn close_request(packet: &Packet, entry: &ConnectionEntry) {
 ///
 /// Not inlined, like its neighbours below, because a program has 512 bytes of stack and the keys are large.
 #[inline(never)]
-fn remember(ctx: *mut xdp_md, packet: &Packet, index: u32, real: &RealServerEntry) -> Result<(), DropReason> {
+fn remember(
+    ctx: *mut xdp_md,
+    packet: &Packet,
+    index: u32,
+    real: &RealServerEntry,
+    flags: u8,
+) -> Result<(), DropReason> {
     let mut entry = ConnectionEntry {
         vip: packet.flow.destination,
         vip_port: packet.flow.destination_port,
@@ -159,7 +165,7 @@ fn remember(ctx: *mut xdp_md, packet: &Packet, index: u32, real: &RealServerEntr
         // SAFETY: the context is valid for as long as the program runs.
         client_ifindex: unsafe { (*ctx).ingress_ifindex },
         direction: Direction::Reply,
-        state: conntrack::first_state(packet.flow.protocol),
+        state: conntrack::first_state(packet.flow.protocol, flags),
         real_server: index,
         generation: real.generation,
         last_seen: conntrack::tick(),
@@ -167,7 +173,9 @@ fn remember(ctx: *mut xdp_md, packet: &Packet, index: u32, real: &RealServerEntr
     match real.forwarding {
         ForwardingMethod::Nat => {
             let back = reply_flow(packet, real);
-            if conntrack::is_taken(&back, &entry) {
+            if let Some(other) = conntrack::live_rival(&back, &entry)
+                && is_valid(other)
+            {
                 return Err(DropReason::TupleInUse);
             }
             conntrack::insert(&back, &entry)?;
@@ -176,6 +184,12 @@ fn remember(ctx: *mut xdp_md, packet: &Packet, index: u32, real: &RealServerEntr
     }
     entry.direction = Direction::Request;
     conntrack::insert(&packet.flow, &entry)
+}
+
+/// Whether the real server that the entry names is still the one it was made for.
+#[inline(always)]
+fn is_valid(entry: &ConnectionEntry) -> bool {
+    maps::REAL_SERVERS.get(entry.real_server).is_some_and(|real| real.generation == entry.generation)
 }
 
 /// The tuple of `real`'s answers to the packet, before they are rewritten.

@@ -32,10 +32,11 @@ const IMPURE: [&str; 12] = [
 const IMPURE_EXCEPT: [(&str, &str); 1] = [("lb-common/src/pod.rs", "aya")];
 
 /// The files and folders in which `unsafe` is allowed; keep it short.
-const UNSAFE: [&str; 5] = [
+const UNSAFE: [&str; 6] = [
     // Packet and map access are unsafe by nature there.
     "lb-ebpf/src/",
     "lb-common/src/pod.rs",
+    "lb-userspace/src/datapath/xdp/detach.rs",
     "lb-userspace/src/host/offload.rs",
     "tests/src/lab/child.rs",
     "tests/src/lab/xdp_pass.rs",

@@ -1,5 +1,6 @@
 //! `evenkeel run`: the daemon.
 
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -32,5 +33,6 @@ fn start_log(level: LogLevel) {
     // Libraries' own messages are of interest to those who ask for them.
     let default = format!("warn,lb_userspace={0},balance={0},lb_ebpf={0}", level.name());
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    log.with_ansi(io::stderr().is_terminal()).init();
 }

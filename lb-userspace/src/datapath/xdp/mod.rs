@@ -4,6 +4,7 @@
 
 pub mod attach;
 pub mod decap;
+mod detach;
 mod maps;
 pub mod object;
 pub mod packet_log;

@@ -8,6 +8,9 @@ use std::{fs, io};
 use aya::Ebpf;
 use aya::pin::PinError;
 use nix::sys::statfs::{FsType, statfs};
+use tracing::warn;
+
+use super::detach::detach;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -126,8 +129,14 @@ impl Pins {
         };
         // Links first: a program that still runs must not lose its maps' names to a half-finished removal.
         let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
-        paths.sort_by_key(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("link_")));
+        paths.sort_by_key(|path| !is_link(path));
         for path in paths {
+            if is_link(&path)
+                && let Err(error) = detach(&path)
+            {
+                // Without its pin it goes all the same, only later.
+                warn!(path = %path.display(), %error, "link not detached at once");
+            }
             fs::remove_file(&path).map_err(|source| PinsError::Io { action: "remove", path, source })?;
         }
         fs::remove_dir(&self.directory).map_err(self.io("remove"))?;
@@ -142,4 +151,9 @@ impl Pins {
         let path = self.directory.clone();
         move |source| PinsError::Io { action, path: path.clone(), source }
     }
+}
+
+/// Whether a pin is a link's, by the name that [`Pins::link`] gives.
+fn is_link(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("link_"))
 }
