@@ -85,9 +85,10 @@ impl Facts {
             let (major, minor) = self.kernel;
             add(format!("this kernel is {major}.{minor}, backend \"xdp\" needs 6.1 or newer"));
         }
-        if let Some(missing) = self.missing_capabilities() {
+        let missing = self.missing_capabilities().join(" ");
+        if !missing.is_empty() {
             add(format!(
-                "capability {missing} is missing; run as root, or give the service AmbientCapabilities={missing}"
+                "missing capabilities: {missing}; run as root, or give the service AmbientCapabilities={missing}"
             ));
         }
         for name in &config.xdp.interfaces {
@@ -157,12 +158,13 @@ impl Facts {
         warnings
     }
 
-    fn missing_capabilities(&self) -> Option<&'static str> {
+    fn missing_capabilities(&self) -> Vec<&'static str> {
         let has = |bit: u32| self.capabilities & (1 << bit) != 0;
         [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")]
             .into_iter()
-            .find(|(bit, _)| !has(*bit) && (*bit == CAP_NET_ADMIN || !has(CAP_SYS_ADMIN)))
+            .filter(|(bit, _)| !has(*bit) && (*bit == CAP_NET_ADMIN || !has(CAP_SYS_ADMIN)))
             .map(|(_, name)| name)
+            .collect()
     }
 
     fn interface_names(&self) -> String {
@@ -258,7 +260,7 @@ mod tests {
         assert_eq!(texts.len(), 5, "{texts:#?}");
         assert!(texts[0].contains("cargo xtask build"));
         assert!(texts[1].contains("5.10") && texts[1].contains("6.1"));
-        assert!(texts[2].contains("CAP_NET_ADMIN"));
+        assert!(texts[2].contains("CAP_NET_ADMIN CAP_BPF CAP_PERFMON"));
         assert!(texts[3].contains("interface eth0 does not exist"));
         assert!(texts[4].contains("10.0.1.11:80"));
     }
@@ -275,9 +277,9 @@ mod tests {
     #[test]
     fn sys_admin_stands_for_bpf_and_perfmon_but_not_for_net_admin() {
         let with = |bits: &[u32]| Facts { capabilities: bits.iter().map(|b| 1_u64 << b).sum(), ..facts() };
-        assert_eq!(with(&[CAP_NET_ADMIN, CAP_SYS_ADMIN]).missing_capabilities(), None);
-        assert_eq!(with(&[CAP_SYS_ADMIN]).missing_capabilities(), Some("CAP_NET_ADMIN"));
-        assert_eq!(with(&[CAP_NET_ADMIN, CAP_BPF]).missing_capabilities(), Some("CAP_PERFMON"));
+        assert_eq!(with(&[CAP_NET_ADMIN, CAP_SYS_ADMIN]).missing_capabilities(), [""; 0]);
+        assert_eq!(with(&[CAP_SYS_ADMIN]).missing_capabilities(), ["CAP_NET_ADMIN"]);
+        assert_eq!(with(&[CAP_NET_ADMIN, CAP_BPF]).missing_capabilities(), ["CAP_PERFMON"]);
     }
 
     #[test]
