@@ -68,6 +68,13 @@ pub fn insert(flow: &FlowKey, entry: &ConnectionEntry) -> Result<(), DropReason>
     maps::CONNECTIONS.insert(flow, entry, u64::from(BPF_ANY)).map_err(|_| DropReason::TableFull)
 }
 
+/// Forgets the entry of `flow`.
+#[inline(always)]
+pub fn remove(flow: &FlowKey) {
+    // It fails only where the entry is gone already.
+    let _gone = maps::CONNECTIONS.remove(flow);
+}
+
 /// The state of a new entry, made for a packet with `flags`.
 #[inline(always)]
 pub fn first_state(protocol: Protocol, flags: u8) -> ConnectionState {

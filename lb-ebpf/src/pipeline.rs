@@ -93,6 +93,12 @@ fn reply(ctx: &XdpContext, packet: &Packet, connection: Connection) -> Result<Ve
     let flags = parse::tcp_flags(ctx, packet)?;
     let entry = connection.entry();
     let real = maps::REAL_SERVERS.get(entry.real_server).ok_or(DropReason::NoConnection)?;
+    if is_accepting(flags) && conntrack::is_closing(entry) {
+        // Our connection has ended, so this answers one that the client has opened to the real server itself, with a port
+        // that it used before: leave it and what follows alone.
+        conntrack::remove(&packet.flow);
+        return Ok(Verdict::Pass);
+    }
     if !is_valid(entry) {
         return Err(DropReason::NoConnection);
     }
@@ -220,6 +226,12 @@ fn request_flow(packet: &Packet, entry: &ConnectionEntry) -> FlowKey {
 #[inline(always)]
 fn is_opening(flags: u8) -> bool {
     flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST | tcp_flag::FIN) == tcp_flag::SYN
+}
+
+/// Whether a TCP segment accepts a new connection.
+#[inline(always)]
+fn is_accepting(flags: u8) -> bool {
+    flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN | tcp_flag::ACK
 }
 
 /// Whether a TCP segment ends its connection, or its direction of it.
