@@ -101,9 +101,17 @@ impl Timeouts {
         Self { syn: ticks(60, hz), established: ticks(900, hz), closing: ticks(120, hz), udp: ticks(300, hz) }
     }
 
+    /// Whether an entry in `state`, last seen at tick `last_seen`, is still valid at tick `now`.
+    ///
+    /// Another CPU may note a later tick than the one we have read: an entry from the future is valid.
+    #[inline(always)]
+    pub const fn allow(&self, state: ConnectionState, last_seen: u32, now: u32) -> bool {
+        now.wrapping_sub(last_seen).cast_signed() <= self.of(state).cast_signed()
+    }
+
     /// The timeout of `state`.
     #[inline(always)]
-    pub const fn of(&self, state: ConnectionState) -> u32 {
+    const fn of(&self, state: ConnectionState) -> u32 {
         match state {
             ConnectionState::SynReceived => self.syn,
             ConnectionState::Established => self.established,
@@ -126,6 +134,20 @@ mod tests {
     fn fifteen_minutes_at_250_hz_are_879_ticks() {
         // 900 s * 250 / 256 = 878.9
         assert_eq!(Timeouts::ipvs_defaults(250).established, 879);
+    }
+
+    #[test]
+    fn an_entry_is_valid_for_exactly_its_timeout_also_across_the_wrap_of_the_clock() {
+        let timeouts = Timeouts { syn: 1, established: 879, closing: 2, udp: 3 };
+        let valid = |last_seen, now| timeouts.allow(ConnectionState::Established, last_seen, now);
+        assert!(valid(100, 100) && valid(100, 979) && !valid(100, 980));
+        assert!(valid(u32::MAX, 878) && !valid(u32::MAX, 879));
+    }
+
+    #[test]
+    fn an_entry_that_another_cpu_has_just_touched_is_valid() {
+        let timeouts = Timeouts::ipvs_defaults(250);
+        assert!(timeouts.allow(ConnectionState::Established, 101, 100));
     }
 
     #[test]

@@ -30,11 +30,13 @@ pub enum DropReason {
     ForwardingDisabled = 11,
     /// The driver left too little room before the packet for the outer header.
     NoHeadroom = 12,
+    /// The way out is by an interface without the program, where redirected frames may vanish unseen.
+    UnlistedInterface = 13,
 }
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Malformed,
         Self::Fragment,
         Self::ExtensionHeader,
@@ -48,6 +50,7 @@ impl DropReason {
         Self::NoNeighbour,
         Self::ForwardingDisabled,
         Self::NoHeadroom,
+        Self::UnlistedInterface,
     ];
 
     /// A short name for tables and JSON.
@@ -66,6 +69,7 @@ impl DropReason {
             Self::NoNeighbour => "no_neighbour",
             Self::ForwardingDisabled => "forwarding_disabled",
             Self::NoHeadroom => "no_headroom",
+            Self::UnlistedInterface => "unlisted_interface",
         }
     }
 }

@@ -4,6 +4,8 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use bytemuck::must_cast;
+
 /// An IPv4 or IPv6 address: sixteen octets in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2).
 ///
 /// `bpftool map dump` prints the octets in decimal, so the last four of an IPv4 address read as people write them.
@@ -25,34 +27,27 @@ impl Address {
 
     /// The IPv4 address whose four octets are the bytes of `word` in memory order.
     #[inline(always)]
-    pub const fn from_ipv4_word(word: u32) -> Self {
+    pub fn from_ipv4_word(word: u32) -> Self {
         Self::from_words([0, 0, MAPPED_PREFIX, word])
     }
 
     /// The address whose octets are the bytes of `words` in memory order.
+    ///
+    /// A cast and not a loop: LLVM would move the octets one by one, and spill most of them.
     #[inline(always)]
-    pub const fn from_words(words: [u32; 4]) -> Self {
-        let [a, b, c, d] = words;
-        let [a, b, c, d] = [a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes()];
-        let octets = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]];
-        Self { octets }
+    pub fn from_words(words: [u32; 4]) -> Self {
+        Self { octets: must_cast(words) }
     }
 
     /// The octets as four 32-bit words in memory order; the last is the IPv4 address of a mapped one.
     #[inline(always)]
-    pub const fn words(&self) -> [u32; 4] {
-        let o = &self.octets;
-        [
-            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
-            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
-            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
-            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
-        ]
+    pub fn words(&self) -> [u32; 4] {
+        must_cast(self.octets)
     }
 
     /// Whether this is an IPv4 address in mapped form.
     #[inline(always)]
-    pub const fn is_ipv4(&self) -> bool {
+    pub fn is_ipv4(&self) -> bool {
         matches!(self.words(), [0, 0, MAPPED_PREFIX, _])
     }
 }

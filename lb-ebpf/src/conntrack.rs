@@ -6,7 +6,7 @@ use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_jiffies64;
 use lb_common::connection::{ConnectionEntry, ConnectionState, Direction, FlowKey, TICK_SHIFT};
 use lb_common::drop_reason::DropReason;
-use lb_common::net::Protocol;
+use lb_common::net::{Address, Port, Protocol};
 
 use crate::maps;
 use crate::parse::tcp_flag;
@@ -23,19 +23,21 @@ impl Connection {
         unsafe { &*self.0 }
     }
 
-    /// Notes a packet: its time, and what its TCP flags say of the connection.
+    /// Notes a packet: its time, and what its TCP flags say of the connection. Returns whether the coarse time has moved on.
     #[inline(always)]
-    pub fn touch(&self, flags: u8) {
+    pub fn touch(&self, flags: u8) -> bool {
         let (now, old) = (tick(), self.entry().state);
         let new = after(old, flags);
         // SAFETY: as in `entry`; each field is one aligned store, and the last writer may win.
         unsafe {
-            if self.entry().last_seen != now {
+            let moved_on = self.entry().last_seen != now;
+            if moved_on {
                 (*self.0).last_seen = now;
             }
             if new != old {
                 (*self.0).state = new;
             }
+            moved_on
         }
     }
 }
@@ -52,8 +54,14 @@ pub fn lookup(flow: &FlowKey, direction: Direction) -> Option<Connection> {
 #[inline(always)]
 pub fn live_rival(flow: &FlowKey, newcomer: &ConnectionEntry) -> Option<&'static ConnectionEntry> {
     let entry = Connection(maps::CONNECTIONS.get_ptr_mut(flow)?).entry();
-    let same = entry.vip.words() == newcomer.vip.words() && entry.vip_port == newcomer.vip_port;
+    let same = is_of(entry, &newcomer.vip, newcomer.vip_port);
     (!same && is_fresh(entry) && !is_closing(entry)).then_some(entry)
+}
+
+/// Whether the entry belongs to a connection with `vip`:`port`.
+#[inline(always)]
+pub fn is_of(entry: &ConnectionEntry, vip: &Address, port: Port) -> bool {
+    entry.vip.words() == vip.words() && entry.vip_port == port
 }
 
 /// Whether the connection has ended, so that its client may open another with the same ports.
@@ -94,7 +102,7 @@ pub fn tick() -> u32 {
 
 #[inline(always)]
 fn is_fresh(entry: &ConnectionEntry) -> bool {
-    tick().wrapping_sub(entry.last_seen) <= maps::TIMEOUTS.load().of(entry.state)
+    maps::TIMEOUTS.load().allow(entry.state, entry.last_seen, tick())
 }
 
 /// The state after a packet with `flags` in `state`.

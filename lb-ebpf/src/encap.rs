@@ -1,5 +1,6 @@
 //! Encapsulation for `tun`: IPIP (RFC 2003) and IP6IP6 (RFC 2473).
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use aya_ebpf::programs::XdpContext;
 use lb_common::checksum;
@@ -26,8 +27,11 @@ pub const fn overhead(is_ipv4: bool) -> u32 {
 }
 
 /// Puts the outer header before the packet; the Ethernet header is left for the caller to write.
-#[inline(always)]
-pub fn wrap(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry) -> Result<(), DropReason> {
+///
+/// Not inlined: the headers would lie on the stack of the whole pipeline.
+#[inline(never)]
+pub fn wrap(ctx: *mut xdp_md, packet: &Packet, real: &RealServerEntry) -> Result<(), DropReason> {
+    let ctx = &XdpContext::new(ctx);
     if packet.is_ipv4 { wrap_ipv4(ctx, packet, real) } else { wrap_ipv6(ctx, packet, real) }
 }
 

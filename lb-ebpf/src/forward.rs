@@ -6,11 +6,13 @@
 use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, xdp_md};
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use aya_ebpf::programs::XdpContext;
+use lb_common::INTERFACES_LENGTH;
 use lb_common::connection::ConnectionEntry;
 use lb_common::drop_reason::DropReason;
 use lb_common::net::{Address, MacAddress};
 use lb_common::real::{NextHopState, RealServerEntry};
 
+use crate::maps;
 use crate::packet::{self, Ethernet};
 use crate::parse::Packet;
 use crate::verdict::Verdict;
@@ -28,36 +30,39 @@ impl Egress {
 }
 
 /// The way to `real` for an IP packet of `length` bytes, encapsulation included, from address `source`.
-#[inline(always)]
+///
+/// Not inlined, like its neighbours, to spare the caller's stack.
+#[inline(never)]
 pub fn to_real_server(
-    ctx: &XdpContext,
+    ctx: *mut xdp_md,
     real: &RealServerEntry,
     source: &Address,
     length: u32,
 ) -> Result<Egress, DropReason> {
     let hop = &real.next_hop;
-    match hop.state {
-        NextHopState::Resolved if length > hop.mtu => Err(DropReason::PacketTooBig),
-        NextHopState::Resolved => Ok(Egress { ifindex: hop.ifindex, destination: hop.destination, source: hop.source }),
+    let egress = match hop.state {
+        NextHopState::Resolved if length > hop.mtu => return Err(DropReason::PacketTooBig),
+        NextHopState::Resolved => Egress { ifindex: hop.ifindex, destination: hop.destination, source: hop.source },
         NextHopState::Unresolved => {
             let mut egress = Egress::NOWHERE;
-            match route(ctx.ctx, source, &real.address, length, &mut egress) {
-                answer::SUCCESS => Ok(egress),
-                answer::FRAGMENTATION_NEEDED => Err(DropReason::PacketTooBig),
-                answer::NO_NEIGHBOUR => Err(DropReason::NoNeighbour),
-                answer::FORWARDING_DISABLED => Err(DropReason::ForwardingDisabled),
-                _ => Err(DropReason::NoRoute),
+            match route(ctx, source, &real.address, length, &mut egress) {
+                answer::SUCCESS => egress,
+                answer::FRAGMENTATION_NEEDED => return Err(DropReason::PacketTooBig),
+                answer::NO_NEIGHBOUR => return Err(DropReason::NoNeighbour),
+                answer::FORWARDING_DISABLED => return Err(DropReason::ForwardingDisabled),
+                _ => return Err(DropReason::NoRoute),
             }
         }
-    }
+    };
+    permitted(ctx, egress)
 }
 
 /// The way to the client of a `nat` reply: by the routing table, else back to where its packets came from.
-#[inline(always)]
-pub fn to_client(ctx: &XdpContext, packet: &Packet, entry: &ConnectionEntry) -> Result<Egress, DropReason> {
+#[inline(never)]
+pub fn to_client(ctx: *mut xdp_md, packet: &Packet, entry: &ConnectionEntry) -> Result<Egress, DropReason> {
     let mut egress = Egress::NOWHERE;
-    match route(ctx.ctx, &entry.vip, &packet.flow.destination, packet.length, &mut egress) {
-        answer::SUCCESS => Ok(egress),
+    match route(ctx, &entry.vip, &packet.flow.destination, packet.length, &mut egress) {
+        answer::SUCCESS => permitted(ctx, egress),
         answer::FRAGMENTATION_NEEDED => Err(DropReason::PacketTooBig),
         answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => Err(DropReason::NoRoute),
         // Local, no route, no neighbour, forwarding off.
@@ -74,6 +79,20 @@ pub fn send(ctx: &XdpContext, egress: &Egress, ethertype: u16) -> Result<Verdict
         return Ok(Verdict::Transmit);
     }
     Ok(Verdict::Redirect(egress.ifindex))
+}
+
+/// Redirects only to interfaces that have the program: a driver is only sure to take redirected frames then, and one that
+/// does not take them drops them where nobody counts.
+#[inline(always)]
+fn permitted(ctx: *mut xdp_md, egress: Egress) -> Result<Egress, DropReason> {
+    // SAFETY: the context is valid for as long as the program runs.
+    if egress.ifindex == unsafe { (*ctx).ingress_ifindex } {
+        return Ok(egress);
+    }
+    match maps::INTERFACES.get(egress.ifindex % INTERFACES_LENGTH) {
+        Some(interface) if interface.ifindex == egress.ifindex => Ok(egress),
+        _ => Err(DropReason::UnlistedInterface),
+    }
 }
 
 const AF_INET: u8 = 2;

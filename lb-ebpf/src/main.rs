@@ -32,8 +32,7 @@ pub fn balance(ctx: XdpContext) -> u32 {
 /// Strips IPIP and IP6IP6 on a real server without a tunnel device.
 #[xdp]
 pub fn decapsulate(ctx: XdpContext) -> u32 {
-    decap::run(&ctx);
-    verdict::PASS
+    if decap::run(&ctx) { verdict::PASS } else { verdict::DROP }
 }
 
 /// Lets every packet through: a veth device takes frames by XDP_TX only if its peer has a program.

@@ -153,6 +153,10 @@ fn ipv6(ctx: &XdpContext, packet: &mut Packet) -> Option<()> {
     if u32::from_be(header.version_class_label) >> 28 != 6 {
         return None;
     }
+    let (source, destination) = (Address::from_words(header.source), Address::from_words(header.destination));
+    if source.is_ipv4() || destination.is_ipv4() {
+        return None; // a mapped address on the wire is not the IPv4 address that it would match
+    }
     let transport = ETHERNET_LENGTH + IPV6_LENGTH;
     let (protocol, ports, obstacle) = match Protocol::from_number(header.next_header) {
         Some(protocol) => (protocol, packet::read::<Ports>(ctx, transport)?, Obstacle::None),
@@ -162,8 +166,8 @@ fn ipv6(ctx: &XdpContext, packet: &mut Packet) -> Option<()> {
         }
         None => return None,
     };
-    packet.flow.source = Address::from_words(header.source);
-    packet.flow.destination = Address::from_words(header.destination);
+    packet.flow.source = source;
+    packet.flow.destination = destination;
     packet.flow.source_port = Port::from_wire(ports.source);
     packet.flow.destination_port = Port::from_wire(ports.destination);
     packet.flow.protocol = protocol;

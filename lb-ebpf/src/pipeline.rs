@@ -52,24 +52,27 @@ fn request(ctx: &XdpContext, packet: &Packet, service: &VirtualServerEntry) -> R
     };
     let egress = match real.forwarding {
         ForwardingMethod::Nat | ForwardingMethod::Dr => {
-            forward::to_real_server(ctx, real, &packet.flow.source, packet.length)?
+            forward::to_real_server(ctx.ctx, real, &packet.flow.source, packet.length)?
         }
+        // Without a route, user space knows no address of ours that the outer header could carry.
+        ForwardingMethod::Tun if real.tunnel_source.words() == [0; 4] => return Err(DropReason::NoRoute),
         ForwardingMethod::Tun => {
             let length = packet.length + encap::overhead(packet.is_ipv4);
-            forward::to_real_server(ctx, real, &real.tunnel_source, length)?
+            forward::to_real_server(ctx.ctx, real, &real.tunnel_source, length)?
         }
     };
     if !is_complete {
         remember(ctx.ctx, packet, index, real, flags)?;
     }
     log(ctx, packet, index);
+    let verdict = deliver(ctx, packet, real, &egress)?;
     let length = u64::from(packet.length);
     count(service.index, index, |counters| {
         counters.connections += u64::from(known.is_none());
         counters.packets_in += 1;
         counters.bytes_in += length;
     });
-    deliver(ctx, packet, real, &egress)
+    Ok(verdict)
 }
 
 /// Rewrites or wraps the packet for `real` and sends it.
@@ -80,7 +83,7 @@ fn deliver(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry, egress: &E
         ForwardingMethod::Dr => rewrite::decrement_ttl(ctx, packet)?,
         ForwardingMethod::Tun => {
             rewrite::decrement_ttl(ctx, packet)?;
-            encap::wrap(ctx, packet, real)?;
+            encap::wrap(ctx.ctx, packet, real)?;
         }
     }
     forward::send(ctx, egress, packet.ethernet.ethertype)
@@ -102,18 +105,19 @@ fn reply(ctx: &XdpContext, packet: &Packet, connection: Connection) -> Result<Ve
     if !is_valid(entry) {
         return Err(DropReason::NoConnection);
     }
-    let egress = forward::to_client(ctx, packet, entry)?;
-    connection.touch(flags);
-    if is_closing(flags) {
-        close_request(packet, entry);
+    let egress = forward::to_client(ctx.ctx, packet, entry)?;
+    let moved_on = connection.touch(flags);
+    if moved_on || is_closing(flags) {
+        touch_request(packet, entry, flags);
     }
+    rewrite::translate(ctx, packet, End::Source, entry.vip, entry.vip_port)?;
+    let verdict = forward::send(ctx, &egress, packet.ethernet.ethertype)?;
     let length = u64::from(packet.length);
     count(real.virtual_server, entry.real_server, |counters| {
         counters.packets_out += 1;
         counters.bytes_out += length;
     });
-    rewrite::translate(ctx, packet, End::Source, entry.vip, entry.vip_port)?;
-    forward::send(ctx, &egress, packet.ethernet.ethertype)
+    Ok(verdict)
 }
 
 /// The real server of the packet's connection, unless the packet opens a new one; and whether the table still has all
@@ -135,19 +139,23 @@ fn known_real_server(packet: &Packet, service: &VirtualServerEntry, flags: u8) -
     Some((choice, is_complete))
 }
 
-/// Notes the packet in the entry of its connection's other direction; false where there is none.
+/// Notes the packet in the entry of its connection's other direction; false where there is none, or another connection's.
 #[inline(never)]
 fn touch_reply(packet: &Packet, real: &RealServerEntry, flags: u8) -> bool {
     let Some(other) = conntrack::lookup(&reply_flow(packet, real), Direction::Reply) else { return false };
+    if !conntrack::is_of(other.entry(), &packet.flow.destination, packet.flow.destination_port) {
+        return false;
+    }
     other.touch(flags);
     true
 }
 
-/// Notes in the entry of the client's direction that the real server closes.
+/// Keeps the client's direction of a connection alive by a reply, and notes there that the real server closes it.
 #[inline(never)]
-fn close_request(packet: &Packet, entry: &ConnectionEntry) {
+fn touch_request(packet: &Packet, entry: &ConnectionEntry, flags: u8) {
     if let Some(other) = conntrack::lookup(&request_flow(packet, entry), Direction::Request) {
-        other.touch(tcp_flag::FIN);
+        // Only the client's own segments establish the connection.
+        other.touch(flags & (tcp_flag::FIN | tcp_flag::RST));
     }
 }
 

@@ -11,6 +11,9 @@ use crate::maps;
 /// The action of programs that only let packets through.
 pub const PASS: u32 = xdp_action::XDP_PASS;
 
+/// The action of programs that drop a packet and have counted it themselves.
+pub const DROP: u32 = xdp_action::XDP_DROP;
+
 /// What becomes of a packet that is not dropped.
 #[derive(Clone, Copy)]
 pub enum Verdict {
@@ -36,7 +39,7 @@ pub fn action(ctx: &XdpContext, decision: Result<Verdict, DropReason>) -> u32 {
                 // SAFETY: this CPU's own element; nothing else writes it while the program runs.
                 unsafe { *counter += 1 };
             }
-            xdp_action::XDP_DROP
+            DROP
         }
     }
 }

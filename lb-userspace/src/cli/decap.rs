@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::XdpMode;
 use crate::datapath::xdp::attach::AttachedMode;
-use crate::datapath::xdp::decap::Decapsulator;
+use crate::datapath::xdp::decap::{Decapsulator, Unwrapped};
 use crate::host::{link, offload};
 
 /// Unwraps tunnelled packets for `vips` that arrive by `interface`, until SIGTERM or SIGINT.
@@ -48,7 +48,8 @@ async fn serve(interface: &str, vips: &[IpAddr], mode: XdpMode) -> anyhow::Resul
         _ = interrupt.recv() => {}
     }
     let unwrapped = decapsulator.unwrapped()?;
-    eprintln!("unwrapped {} IPIP and {} IP6IP6 packets", unwrapped.ipip, unwrapped.ip6ip6);
+    let Unwrapped { ipip, ip6ip6, congested } = unwrapped;
+    eprintln!("unwrapped {ipip} IPIP and {ip6ip6} IP6IP6 packets, dropped {congested} for congestion on the way");
     Ok(())
 }
 

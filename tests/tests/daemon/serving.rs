@@ -1,11 +1,13 @@
 //! Real clients get real files from real servers, by every method and both families.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use evenkeel_tests::lab::{self, Arms, Forwarding, Lab, SshLike, address, file_body};
+use socket2::{Domain, Socket, Type};
 
 use crate::director::{Daemon, Setup, decapsulators, lab, url};
 
@@ -177,15 +179,25 @@ fn a_port_used_through_the_vip_serves_a_direct_connection_next() -> Result<()> {
     }
     let lab = Lab::builder().real_servers(1).forwarding(Forwarding::Nat).build()?;
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
-    for host in ["10.77.0.100", "10.77.1.11", "10.77.0.100", "10.77.1.11"] {
-        let arguments = ["-sf", "--max-time", "3", "--local-port", "31000", "-H", "Connection: close"];
-        let url = format!("http://{host}/");
-        let body = lab.client().command("curl")?.args(arguments).arg(&url).run()?;
-        assert_eq!(body.trim(), "real1", "{url}");
-        // The port is in TIME_WAIT towards that host only; the real server must have seen the end of it as well.
-        std::thread::sleep(Duration::from_millis(100));
+    for host in [[10, 77, 0, 100], [10, 77, 1, 11], [10, 77, 0, 100], [10, 77, 1, 11]] {
+        let answer = lab.client().run(|| get_from_port(31_000, (host, 80).into()))??;
+        ensure!(answer.ends_with("real1\n"), "{host:?} answered {answer:?}");
     }
     daemon.stop()
+}
+
+/// One HTTP request from a local port that may have been used a moment ago; the server closes first.
+fn get_from_port(port: u16, target: SocketAddr) -> Result<String> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from(([0; 4], port)).into())?;
+    socket.connect_timeout(&target.into(), 3 * SECOND)?;
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(3 * SECOND))?;
+    write!(stream, "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 #[test]

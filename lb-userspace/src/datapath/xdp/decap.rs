@@ -50,6 +50,8 @@ pub struct Unwrapped {
     pub ipip: u64,
     /// IPv6 in IPv6.
     pub ip6ip6: u64,
+    /// Dropped for a congestion mark that the sender would not have understood.
+    pub congested: u64,
 }
 
 impl Decapsulator {
@@ -78,7 +80,7 @@ impl Decapsulator {
     /// [`DatapathError::Map`] from the kernel.
     pub fn unwrapped(&self) -> Result<Unwrapped, DatapathError> {
         let sum = |index| self.maps.sum::<u64>("decap_counters", index);
-        Ok(Unwrapped { ipip: sum(0)?, ip6ip6: sum(1)? })
+        Ok(Unwrapped { ipip: sum(0)?, ip6ip6: sum(1)?, congested: sum(2)? })
     }
 }
 
