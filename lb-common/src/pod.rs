@@ -1,6 +1,6 @@
 //! `aya::Pod` for the map types: user space may copy them to and from the kernel byte for byte.
 //!
-//! The enums among their fields hold only what this code wrote; a reader of foreign maps checks [`crate::ABI_VERSION`] first.
+//! The enums among their fields hold only what this code wrote: a daemon reads no maps but those that it has created itself.
 
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
 

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use lb_common::REAL_SERVERS_MAX;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -17,6 +18,7 @@ use crate::datapath::xdp::object::{self, LoadOptions};
 use crate::datapath::xdp::{XdpDatapath, packet_log};
 use crate::datapath::{DatapathError, Servers, ServiceTable};
 use crate::error::chain;
+use crate::host::journal::HostChange;
 use crate::host::link::{self, Link};
 use crate::host::offload;
 use crate::host::preflight::{Facts, Problem};
@@ -26,6 +28,7 @@ use crate::reconcile::reconcile;
 use crate::status;
 
 mod start_error;
+mod ways;
 
 pub use start_error::StartError;
 
@@ -66,35 +69,43 @@ struct Daemon {
 }
 
 impl Daemon {
+    /// Checks, loads and resolves first; what an earlier daemon has left forwards until all of that is done.
     async fn start(config: Config) -> Result<Self, StartError> {
         let handle = link::connect().map_err(StartError::Netlink)?;
-        let facts = Facts::gather(link::links(&handle).await?, link::addresses(&handle).await?);
+        let facts = Facts::gather(&config, link::links(&handle).await?, link::addresses(&handle).await?);
         refuse(facts.problems(&config))?;
-        let (instance, leftovers) = Instance::acquire(&config)?;
-        for line in leftovers {
-            warn!("left by an earlier run: {line}");
-        }
+        let mut instance = Instance::acquire(&config)?;
         for line in facts.warnings(&config) {
             warn!("{line}");
         }
-        let links = free_links(&config, &instance, link::links(&handle).await?)?;
+        let links = interfaces(&config, &instance, facts.links)?;
 
         let mut datapath = load(&config)?;
         let resolver = Resolver::new(handle, instance.journal(), targets(&config));
         let resolution = first_resolution(&resolver).await?;
-        refuse(unserved_replies(&config, &resolution))?;
+        refuse(ways::problems(&config, &resolution))?;
         set_ways(&mut datapath, &resolution)?;
         for link in &links {
             datapath.set_interface(link.index, link.mac)?;
         }
         reconcile(&mut datapath, &desired(&config))?;
-
         let mut tasks = Vec::new();
         if config.xdp.packet_log {
             tasks.push(packet_log::spawn(datapath.ebpf())?);
         }
+
+        take_over(&config, &mut instance)?;
+        for link in &links {
+            disable_offloads(&instance, link, &[offload::LRO])?;
+        }
         instance.pins().pin_maps(datapath.ebpf())?;
-        let attachments = attach_all(&config, &instance, &mut datapath, &links)?;
+        let attachments = attach::attach_all(datapath.ebpf(), &links, config.xdp.mode, instance.pins())?;
+        for (attachment, link) in attachments.iter().zip(&links) {
+            if attachment.mode == AttachedMode::Generic {
+                disable_offloads(&instance, link, &offload::GENERIC)?;
+            }
+            info!(interface = link.name, mode = attachment.mode.name(), "XDP program attached");
+        }
         let listener = server::bind(&instance.socket()).map_err(StartError::socket(&instance.socket()))?;
 
         let (resolutions_sender, resolutions) = mpsc::channel(4);
@@ -137,22 +148,25 @@ impl Daemon {
         }
     }
 
-    /// Takes new ways to real servers, and new Ethernet addresses of our own interfaces, into the data path.
+    /// Takes new ways to real servers, and what became of our own interfaces, into the data path.
     fn resolved(&mut self, resolution: Resolution) {
         for (address, found) in &resolution.found {
             if self.resolution.found.get(address) != Some(found) {
                 log_found(*address, found);
             }
         }
-        for problem in unserved_replies(&self.config, &resolution) {
+        let known = ways::problems(&self.config, &self.resolution);
+        for problem in ways::problems(&self.config, &resolution).iter().filter(|problem| !known.contains(problem)) {
             warn!("{problem}");
         }
         let mut result = set_ways(&mut self.datapath, &resolution);
-        for attachment in &self.attachments {
-            if let Some(link) = resolution.links.iter().find(|link| link.index == attachment.ifindex) {
+        for attachment in &mut self.attachments {
+            let link = resolution.links.iter().find(|link| link.index == attachment.ifindex);
+            if attachment.observe(link) {
+                error!(interface = attachment.interface, state = attachment.state(), "the XDP program is not attached");
+            }
+            if let Some(link) = link {
                 result = result.and(self.datapath.set_interface(link.index, link.mac));
-            } else {
-                error!(interface = attachment.interface, "the interface is gone; restart once it is back");
             }
         }
         if let Err(error) = result {
@@ -192,17 +206,33 @@ fn refuse(problems: Vec<Problem>) -> Result<(), StartError> {
     if problems.is_empty() { Ok(()) } else { Err(StartError::Unfit(problems)) }
 }
 
-/// The configured interfaces, LRO switched off; refused where somebody's XDP program is on one.
-fn free_links(config: &Config, instance: &Instance, links: Vec<Link>) -> Result<Vec<Link>, StartError> {
-    let wanted = links.into_iter().filter(|link| config.xdp.interfaces.contains(&link.name));
-    let wanted: Vec<Link> = wanted.collect();
+/// The configured interfaces, in the order of the file; refused where somebody else's XDP program is on one.
+fn interfaces(config: &Config, instance: &Instance, links: Vec<Link>) -> Result<Vec<Link>, StartError> {
+    let ours = instance.pins().programs();
+    let wanted = config.xdp.interfaces.iter().filter_map(|name| links.iter().find(|link| link.name == *name));
+    let wanted: Vec<Link> = wanted.cloned().collect();
     for link in &wanted {
-        attach::check_free(link)?;
-    }
-    for link in &wanted {
-        disable_offloads(instance, link, &[offload::LRO])?;
+        attach::check_free(link, &ours)?;
     }
     Ok(wanted)
+}
+
+/// Takes the place of an earlier daemon of the instance that has died.
+fn take_over(config: &Config, instance: &mut Instance) -> Result<(), StartError> {
+    let undone = instance.take_over(|change| match change {
+        HostChange::NeighbourManaged { .. } => true,
+        HostChange::OffloadDisabled { interface, feature } => {
+            let generic = config.xdp.mode == XdpMode::Generic;
+            config.xdp.interfaces.contains(interface) && (generic || feature == offload::LRO)
+        }
+    })?;
+    for line in undone.done {
+        warn!("left by an earlier run: {line}");
+    }
+    for line in undone.failed {
+        warn!("left by an earlier run, not undone: {line}");
+    }
+    Ok(())
 }
 
 fn disable_offloads(instance: &Instance, link: &Link, features: &[&'static str]) -> Result<(), StartError> {
@@ -221,14 +251,21 @@ fn disable_offloads(instance: &Instance, link: &Link, features: &[&'static str])
 fn load(config: &Config) -> Result<XdpDatapath, StartError> {
     use lb_common::connection::Timeouts;
     use lb_common::service::ForwardingMethod;
-    let mut real_servers = config.virtual_servers.iter().flat_map(|server| &server.real_servers);
+    let real_servers = config.virtual_servers.iter().flat_map(|server| &server.real_servers);
     let options = LoadOptions {
         connections_max: config.xdp.connections_max,
-        nat: real_servers.any(|real| real.forwarding == ForwardingMethod::Nat),
+        real_servers_max: slots(real_servers.clone().count()),
+        nat: real_servers.clone().any(|real| real.forwarding == ForwardingMethod::Nat),
         packet_log: config.xdp.packet_log,
         timeouts: Timeouts::ipvs_defaults(crate::host::jiffies_per_second()),
     };
-    Ok(XdpDatapath::new(object::load(attach::PROGRAM, &options)?)?)
+    Ok(XdpDatapath::new(object::load(attach::PROGRAM, &attach::MAPS, &options)?)?)
+}
+
+/// Places for `count` real servers and as many again, so that `bpftool map dump` prints few empty ones.
+fn slots(count: usize) -> u32 {
+    let count = u32::try_from(count).unwrap_or(REAL_SERVERS_MAX);
+    count.saturating_mul(2).clamp(16, REAL_SERVERS_MAX).next_power_of_two()
 }
 
 /// Resolves until every next hop is known, but no longer than a start may wait.
@@ -255,48 +292,6 @@ fn set_ways(datapath: &mut XdpDatapath, resolution: &Resolution) -> Result<(), D
         }
     }
     Ok(())
-}
-
-/// `nat` real servers whose answers would come in by an interface without our program.
-fn unserved_replies(config: &Config, resolution: &Resolution) -> Vec<Problem> {
-    use lb_common::service::ForwardingMethod;
-    let mut problems = Vec::new();
-    for server in &config.virtual_servers {
-        for real in server.real_servers.iter().filter(|real| real.forwarding == ForwardingMethod::Nat) {
-            let route = resolution.found.get(&real.address.ip()).and_then(Found::route);
-            let Some(name) = route.map(|route| &route.interface.name) else { continue };
-            if !config.xdp.interfaces.contains(name) {
-                problems.push(Problem::new(format!(
-                    "nat real server {} of {} is reached by interface {name}, whose replies nobody would rewrite; \
-                     add {name:?} to xdp.interfaces",
-                    real.address, server.service
-                )));
-            }
-        }
-    }
-    problems
-}
-
-/// Attaches to every interface; generic mode also needs GRO off.
-fn attach_all(
-    config: &Config,
-    instance: &Instance,
-    datapath: &mut XdpDatapath,
-    links: &[Link],
-) -> Result<Vec<Attachment>, StartError> {
-    let mut attachments = Vec::new();
-    for link in links {
-        if config.xdp.mode == XdpMode::Generic {
-            disable_offloads(instance, link, &offload::GENERIC)?;
-        }
-        let attachment = attach::attach_pinned(datapath.ebpf(), link, config.xdp.mode, instance.pins())?;
-        if attachment.mode == AttachedMode::Generic {
-            disable_offloads(instance, link, &offload::GENERIC)?;
-        }
-        info!(interface = link.name, mode = attachment.mode.name(), "XDP program attached");
-        attachments.push(attachment);
-    }
-    Ok(attachments)
 }
 
 fn log_found(address: std::net::IpAddr, found: &Found) {

@@ -1,13 +1,13 @@
-//! One daemon's belongings on the host: lock, socket, journal and pins, and their removal.
+//! One daemon's belongings on the host: locks, socket, journal and pins, and their removal.
 //!
-//! Dropping an [`Instance`] puts the host back as it was, whether the daemon stops, fails to start or panics.
+//! Dropping an [`Instance`] puts the host back as it was, whether the daemon stops, fails to start or panics. What a killed
+//! daemon left goes on working until [`Instance::take_over`]; a start that fails before then leaves it as it is.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -17,8 +17,7 @@ use crate::config::Config;
 use crate::datapath::xdp::pins::{Pins, PinsError};
 use crate::error::chain;
 use crate::host::journal::{HostChange, Journal};
-use crate::host::{link, offload};
-use crate::nexthop;
+use crate::host::{offload, undo};
 
 /// Why an instance could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +32,12 @@ pub enum InstanceError {
         /// Its process id, as far as the lock file tells.
         pid: String,
     },
+    /// Another daemon, with another runtime directory, uses its pins.
+    #[error(
+        "the pins in {} belong to a running daemon with another global.runtime_directory; \
+         stop it first, or give this one another global.instance or xdp.pin_directory", .0.display()
+    )]
+    PinsInUse(PathBuf),
     /// A file of its own could not be used.
     #[error("cannot use {}", path.display())]
     Io {
@@ -42,7 +47,7 @@ pub enum InstanceError {
         #[source]
         source: io::Error,
     },
-    /// The pin folder is unfit, or leftovers could not be removed from it.
+    /// The pin folder is unfit, or pins could not be removed from it.
     #[error(transparent)]
     Pins(#[from] PinsError),
 }
@@ -53,6 +58,9 @@ pub struct Paths {
     instance: String,
     directory: PathBuf,
 }
+
+/// Stands in a runtime directory that a daemon made, so that the last one to leave removes it, but never an operator's own.
+const MARKER: &str = ".made-by-evenkeel";
 
 impl Paths {
     /// The files of `instance` in `directory`; makes nothing.
@@ -76,6 +84,33 @@ impl Paths {
     fn file(&self, extension: &str) -> PathBuf {
         self.directory.join(format!("{}.{extension}", self.instance))
     }
+
+    fn make_directory(&self) -> io::Result<()> {
+        if self.directory.is_dir() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.directory)?;
+        File::create(self.directory.join(MARKER)).map(drop)
+    }
+
+    /// Removes the directory if a daemon made it and nothing but its marker is left there.
+    fn remove_directory(&self) -> io::Result<()> {
+        let names = fs::read_dir(&self.directory)?.collect::<Result<Vec<_>, _>>()?;
+        if names.len() == 1 && names.iter().all(|entry| entry.file_name() == MARKER) {
+            fs::remove_file(self.directory.join(MARKER))?;
+            fs::remove_dir(&self.directory)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a clean-up did, a line each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Undone {
+    /// What is as before.
+    pub done: Vec<String>,
+    /// What could not be put back, and why.
+    pub failed: Vec<String>,
 }
 
 /// A locked instance.
@@ -83,27 +118,34 @@ pub struct Instance {
     paths: Paths,
     pins: Pins,
     journal: Arc<Mutex<Journal>>,
-    lock: Option<Flock<File>>,
+    /// The journal's changes that an earlier daemon made, while what it left still stands.
+    inherited: Option<Vec<HostChange>>,
+    _lock: Flock<File>,
+    _pins_lock: Flock<File>,
 }
 
 impl Instance {
-    /// Locks the instance that `config` names and removes what an earlier daemon of that name has left.
-    ///
-    /// Returns it with a line for each thing that was left.
+    /// Locks the instance that `config` names. What an earlier daemon of that name has left stays as it is.
     ///
     /// # Errors
     ///
     /// As [`InstanceError`] tells; nothing of another daemon's is touched then.
-    pub fn acquire(config: &Config) -> Result<(Self, Vec<String>), InstanceError> {
+    pub fn acquire(config: &Config) -> Result<Self, InstanceError> {
         let paths = Paths::new(&config.global.runtime_directory, &config.global.instance);
         let pins = Pins::new(&config.xdp.pin_directory, &config.global.instance);
         pins.check()?;
-        fs::create_dir_all(&paths.directory).map_err(io_error(&paths.directory))?;
+        paths.make_directory().map_err(io_error(&paths.directory))?;
         let lock = lock(&paths)?;
-        let journal = Journal::open(&paths.journal()).map_err(io_error(&paths.journal()))?;
-        let instance = Self { paths, pins, journal: Arc::new(Mutex::new(journal)), lock: Some(lock) };
-        let leftovers = instance.undo()?;
-        Ok((instance, leftovers))
+        let (pins_lock, journal) = match prepare(&paths, &pins) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                release(&paths);
+                return Err(error);
+            }
+        };
+        let left = pins.exist() || paths.socket().exists() || !journal.changes().is_empty();
+        let inherited = left.then(|| journal.changes().to_vec());
+        Ok(Self { paths, pins, journal: Arc::new(Mutex::new(journal)), inherited, _lock: lock, _pins_lock: pins_lock })
     }
 
     /// Where the control socket belongs.
@@ -121,6 +163,20 @@ impl Instance {
         Arc::clone(&self.journal)
     }
 
+    /// Makes what an earlier daemon has left ours: its program is detached and its socket goes now, its changes on the host
+    /// with ours, but for those that `still_wanted` denies, which are undone now.
+    ///
+    /// # Errors
+    ///
+    /// When a pin or the socket cannot be removed.
+    pub fn take_over(&mut self, still_wanted: impl Fn(&HostChange) -> bool) -> Result<Undone, InstanceError> {
+        let Some(inherited) = self.inherited.take() else { return Ok(Undone::default()) };
+        let mut undone = self.remove_files()?;
+        let stale: Vec<HostChange> = inherited.into_iter().filter(|change| !still_wanted(change)).collect();
+        undo::changes(&mut self.journal_now(), &stale, &mut undone);
+        Ok(undone)
+    }
+
     /// Switches a receive offload off until the instance is dropped.
     ///
     /// # Errors
@@ -128,47 +184,114 @@ impl Instance {
     /// When the change cannot be written down or the driver refuses it.
     pub fn disable_offload(&self, interface: &str, feature: &str) -> io::Result<()> {
         let change = HostChange::OffloadDisabled { interface: interface.to_owned(), feature: feature.to_owned() };
-        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut journal = self.journal_now();
         journal.record(change.clone())?;
         if let Err(error) = offload::set(interface, feature, false) {
-            journal.forget(&change)?;
+            journal.forget(&[change])?;
             return Err(error);
         }
         info!(interface, feature, "receive offload switched off while XDP is attached");
         Ok(())
     }
 
-    /// Detaches the program, removes pins and socket, and takes back the changes on the host.
-    fn undo(&self) -> Result<Vec<String>, InstanceError> {
-        let mut done = Vec::new();
+    /// Removes everything that this or an earlier daemon of the instance has made, as far as that can be done from here.
+    ///
+    /// # Errors
+    ///
+    /// When a pin or the socket cannot be removed.
+    pub fn dispose(&mut self) -> Result<Undone, InstanceError> {
+        self.inherited = None;
+        let mut undone = self.remove_files()?;
+        let mut journal = self.journal_now();
+        let changes = journal.changes().to_vec();
+        undo::changes(&mut journal, &changes, &mut undone);
+        let elsewhere = journal.elsewhere().iter().map(|change| {
+            format!(
+                "{}: made in another network namespace; run this there, by nsenter --net=FILE",
+                undo::describe(change)
+            )
+        });
+        undone.failed.extend(elsewhere);
+        drop(journal);
+        Ok(undone)
+    }
+
+    /// Takes back what this process has changed while an earlier daemon's belongings still stand.
+    fn step_back(&self, inherited: &[HostChange]) -> Undone {
+        let mut journal = self.journal_now();
+        let ours: Vec<HostChange> =
+            journal.changes().iter().filter(|change| !inherited.contains(change)).cloned().collect();
+        let mut undone = Undone::default();
+        undo::changes(&mut journal, &ours, &mut undone);
+        undone
+    }
+
+    fn remove_files(&self) -> Result<Undone, InstanceError> {
+        let mut undone = Undone::default();
         if self.pins.exist() {
-            self.pins.remove()?;
-            done.push(format!("XDP program detached, pins in {} removed", self.pins.directory().display()));
+            self.pins.clear()?;
+            undone.done.push(format!("XDP program detached, pins in {} removed", self.pins.directory().display()));
         }
         let socket = self.paths.socket();
         match fs::remove_file(&socket) {
-            Ok(()) => done.push(format!("socket {} removed", socket.display())),
+            Ok(()) => undone.done.push(format!("socket {} removed", socket.display())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io_error(&socket)(error)),
         }
-        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        done.extend(take_back(&mut journal));
-        Ok(done)
+        Ok(undone)
+    }
+
+    fn journal_now(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        if let Err(error) = self.undo() {
-            warn!(error = chain(&error), "could not clean up; run `evenkeel cleanup`");
+        let undone = match self.inherited.take() {
+            Some(inherited) => Ok(self.step_back(&inherited)),
+            None => self.dispose(),
+        };
+        match undone {
+            Ok(undone) => {
+                for line in undone.failed {
+                    warn!("not undone: {line}");
+                }
+            }
+            Err(error) => warn!(error = chain(&error), "could not clean up; run `evenkeel cleanup`"),
         }
-        // The file goes while it is locked, so that nobody waits for a lock on a name that is gone.
-        if let Err(error) = fs::remove_file(self.paths.lock()) {
-            warn!(%error, path = %self.paths.lock().display(), "lock file not removed");
+        if !self.pins.exist()
+            && let Err(error) = self.pins.remove_folder()
+        {
+            warn!(error = chain(&error), "pin folder not removed");
         }
-        drop(self.lock.take());
-        // Fails while another instance has files there.
-        drop(fs::remove_dir(&self.paths.directory));
+        // While it is locked, so that nobody waits for a lock on a name that is gone.
+        release(&self.paths);
+    }
+}
+
+/// What comes after the lock and can fail: the lock on the pins, and the journal.
+fn prepare(paths: &Paths, pins: &Pins) -> Result<(Flock<File>, Journal), InstanceError> {
+    let pins_lock = match Flock::lock(pins.open()?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((_, Errno::EWOULDBLOCK)) => return Err(InstanceError::PinsInUse(pins.directory().to_owned())),
+        Err((_, errno)) => return Err(io_error(pins.directory())(errno.into())),
+    };
+    let path = paths.journal();
+    match Journal::open(&path) {
+        Ok(journal) => {
+            for change in journal.elsewhere() {
+                warn!("{}: made by an earlier daemon in another network namespace, not undone", undo::describe(change));
+            }
+            Ok((pins_lock, journal))
+        }
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            let aside = path.with_extension("journal.broken");
+            warn!(%error, kept = %aside.display(), "the journal of changes is broken; what it held is not undone");
+            fs::rename(&path, aside).map_err(io_error(&path))?;
+            Ok((pins_lock, Journal::open(&path).map_err(io_error(&path))?))
+        }
+        Err(error) => Err(io_error(&path)(error)),
     }
 }
 
@@ -197,40 +320,14 @@ fn lock(paths: &Paths) -> Result<Flock<File>, InstanceError> {
     }
 }
 
-/// Undoes what the journal holds, newest first; what cannot be undone is logged and struck, since it will not get better.
-fn take_back(journal: &mut Journal) -> Vec<String> {
-    let changes: Vec<HostChange> = journal.changes().iter().rev().cloned().collect();
-    let mut done = Vec::new();
-    for change in changes {
-        let result = match &change {
-            HostChange::OffloadDisabled { interface, feature } => {
-                offload::set(interface, feature, true).map(|()| format!("{feature} of {interface} on again"))
-            }
-            HostChange::NeighbourManaged { ifindex, address } => {
-                forget_neighbour(*ifindex, *address).map(|()| format!("neighbour {address} no longer kept resolved"))
-            }
-        };
-        match result {
-            Ok(line) => done.push(line),
-            Err(error) => warn!(?change, %error, "could not be undone"),
-        }
-        if let Err(error) = journal.forget(&change) {
-            warn!(%error, "journal not updated");
-        }
+/// Removes the lock file, and the runtime directory where that was ours alone.
+fn release(paths: &Paths) {
+    if let Err(error) = fs::remove_file(paths.lock()) {
+        warn!(%error, path = %paths.lock().display(), "lock file not removed");
     }
-    done
-}
-
-/// Blocks until the neighbour is gone. On a thread of its own, because the caller may be in an async task that unwinds.
-fn forget_neighbour(ifindex: u32, address: std::net::IpAddr) -> io::Result<()> {
-    let work = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let handle = link::connect()?;
-            nexthop::forget(&handle, ifindex, address).await.map_err(io::Error::other)
-        })
-    };
-    thread::spawn(work).join().unwrap_or_else(|_| Err(io::Error::other("the clean-up thread panicked")))
+    if let Err(error) = paths.remove_directory() {
+        warn!(%error, path = %paths.directory.display(), "runtime directory not removed");
+    }
 }
 
 fn io_error(path: &Path) -> impl Fn(io::Error) -> InstanceError {

@@ -34,7 +34,7 @@ impl Sources<'_> {
     ///
     /// When a map cannot be read.
     pub fn collect(&self) -> Result<Status, DatapathError> {
-        let interface = |a: &Attachment| Interface { name: a.interface.clone(), mode: a.mode.name().to_owned() };
+        let interface = |a: &Attachment| Interface { name: a.interface.clone(), mode: a.state().to_owned() };
         let statistics = self.datapath.statistics()?;
         let drops = self.datapath.drops()?;
         Ok(Status {

@@ -7,11 +7,11 @@ pub mod run;
 pub mod status;
 mod table;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::config::{self, Config, LoadError};
+use crate::config::{self, Config, LoadError, LogLevel};
 
 /// Ends quietly where the reader of our output has gone away.
 fn ignore_closed_pipe(result: io::Result<()>) -> io::Result<()> {
@@ -31,4 +31,14 @@ fn load(file: &Path) -> anyhow::Result<Result<Config, ExitCode>> {
         }
         Err(error @ LoadError::Read { .. }) => Err(error.into()),
     }
+}
+
+/// Logs to stderr; `RUST_LOG` overrides the configured level.
+fn start_log(level: LogLevel) {
+    use tracing_subscriber::EnvFilter;
+    // Libraries' own messages are of interest to those who ask for them.
+    let default = format!("warn,lb_userspace={0},balance={0},lb_ebpf={0}", level.name());
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    log.with_ansi(io::stderr().is_terminal()).init();
 }

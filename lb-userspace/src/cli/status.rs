@@ -32,7 +32,11 @@ pub enum Target {
 ///
 /// When no daemon can be asked, or several could be meant.
 pub fn status(target: &Target, json: bool) -> anyhow::Result<ExitCode> {
-    let Response::Status(status) = ask(&socket(target)?, &Request::Status)? else {
+    let socket = match socket(target)? {
+        Ok(socket) => socket,
+        Err(code) => return Ok(code),
+    };
+    let Response::Status(status) = ask(&socket, &Request::Status)? else {
         bail!("the daemon answered another question");
     };
     let mut stdout = io::stdout().lock();
@@ -46,16 +50,15 @@ pub fn status(target: &Target, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn socket(target: &Target) -> anyhow::Result<PathBuf> {
+/// The daemon's socket, or the exit code where the configuration that names it has errors.
+fn socket(target: &Target) -> anyhow::Result<Result<PathBuf, ExitCode>> {
     let directory = config::Global::default().runtime_directory;
     match target {
-        Target::Socket(path) => Ok(path.clone()),
-        Target::Config(file) => {
-            let config = config::load(file)?;
-            Ok(Paths::new(&config.global.runtime_directory, &config.global.instance).socket())
-        }
-        Target::Instance(name) => Ok(Paths::new(&directory, name).socket()),
-        Target::Only => only_socket(&directory),
+        Target::Socket(path) => Ok(Ok(path.clone())),
+        Target::Config(file) => Ok(super::load(file)?
+            .map(|config| Paths::new(&config.global.runtime_directory, &config.global.instance).socket())),
+        Target::Instance(name) => Ok(Ok(Paths::new(&directory, name).socket())),
+        Target::Only => only_socket(&directory).map(Ok),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod address;
 mod diagnostic;
+mod file;
 mod global;
 mod lines;
 mod model;
@@ -19,45 +20,14 @@ mod xdp;
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::path::{Path, PathBuf};
-
 use toml::de::DeTable;
 
 pub use self::diagnostic::{Diagnostic, Diagnostics};
+pub use self::file::{LoadError, load};
 use self::lines::Lines;
 pub use self::model::{Backend, Config, Global, LogLevel, Xdp, XdpMode};
 use self::reader::Reader;
 use self::report::Report;
-
-/// Why there is no configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The file can be read, but not used.
-    #[error(transparent)]
-    Invalid(Diagnostics),
-}
-
-/// Reads and checks the file at `path`.
-///
-/// # Errors
-/// [`LoadError::Read`] when the file cannot be read, [`LoadError::Invalid`] with all that is wrong in it.
-pub fn load(path: &Path) -> Result<Config, LoadError> {
-    let name = path.display().to_string();
-    let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
-    match str::from_utf8(&bytes) {
-        Ok(text) => parse(&name, text).map_err(LoadError::Invalid),
-        Err(error) => Err(LoadError::Invalid(not_utf8(&name, &bytes, error.valid_up_to()))),
-    }
-}
 
 /// Checks `text`, the contents of a file that messages call `name`.
 ///

@@ -53,7 +53,7 @@ pub struct Status {
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// `native` or `generic`.
+    /// `native` or `generic`; `detached` where somebody has removed the program.
     pub mode: String,
 }
 

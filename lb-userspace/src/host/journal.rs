@@ -1,8 +1,12 @@
 //! What an instance has changed on the host, written down before it is done, so that it can be put back after a crash.
+//!
+//! A file of JSON lines: where the changes were made, then a line for each. A change is appended, so that thousands cost no
+//! more than their own lines.
 
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,45 +30,57 @@ pub enum HostChange {
     },
 }
 
+/// Where changes were made; anywhere else they mean other interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    /// The kernel's boot id: a reboot undoes everything.
+    boot: String,
+    /// The network namespace, by inode.
+    network_namespace: u64,
+}
+
 /// The file with an instance's changes.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    state: State,
-}
-
-/// What the file holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct State {
-    /// The network namespace that the changes were made in, by inode: elsewhere they mean other interfaces.
-    network_namespace: u64,
+    here: Place,
     changes: Vec<HostChange>,
+    elsewhere: Vec<HostChange>,
 }
 
 impl Journal {
-    /// The journal at `path`, empty where there is no file or it was written in another network namespace or cannot be read.
+    /// The journal at `path`, empty where there is none or it was written before the last boot.
     ///
     /// # Errors
     ///
-    /// When the file is there but cannot be read or understood.
+    /// When the file cannot be read, or is no journal (`InvalidData`).
     pub fn open(path: &Path) -> io::Result<Self> {
-        let here = network_namespace()?;
-        let state = match fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => State::default(),
+        let here = Place::here()?;
+        let mut journal = Self { path: path.to_owned(), here, changes: Vec::new(), elsewhere: Vec::new() };
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(journal),
             Err(error) => return Err(error),
         };
-        let state = if state.network_namespace == here {
-            state
-        } else {
-            State { network_namespace: here, changes: Vec::new() }
-        };
-        Ok(Self { path: path.to_owned(), state })
+        let mut lines = text.lines();
+        let place: Place = serde_json::from_str(lines.next().unwrap_or_default()).map_err(invalid)?;
+        let changes = lines.map(serde_json::from_str).collect::<Result<Vec<HostChange>, _>>().map_err(invalid)?;
+        if place == journal.here {
+            journal.changes = changes;
+        } else if place.boot == journal.here.boot {
+            journal.elsewhere = changes;
+        }
+        Ok(journal)
     }
 
     /// What has been changed, oldest first.
     pub fn changes(&self) -> &[HostChange] {
-        &self.state.changes
+        &self.changes
+    }
+
+    /// What the file said of another network namespace, where it can be undone and this process cannot.
+    pub fn elsewhere(&self) -> &[HostChange] {
+        &self.elsewhere
     }
 
     /// Writes a change down; to be called before it is made.
@@ -73,41 +89,60 @@ impl Journal {
     ///
     /// When the file cannot be written; the change must not be made then.
     pub fn record(&mut self, change: HostChange) -> io::Result<()> {
-        if self.state.changes.contains(&change) {
+        if self.changes.contains(&change) {
             return Ok(());
         }
-        self.state.changes.push(change);
-        self.save()
+        if self.changes.is_empty() {
+            fs::write(&self.path, line(&self.here)?)?;
+            self.elsewhere.clear();
+        }
+        OpenOptions::new().append(true).open(&self.path)?.write_all(&line(&change)?)?;
+        self.changes.push(change);
+        Ok(())
     }
 
-    /// Strikes a change that has been undone.
+    /// Strikes changes that have been undone; the file goes with the last one.
     ///
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub fn forget(&mut self, change: &HostChange) -> io::Result<()> {
-        self.state.changes.retain(|present| present != change);
-        self.save()
-    }
-
-    /// Replaces the file as a whole; removes it when nothing is left.
-    fn save(&self) -> io::Result<()> {
-        if self.state.changes.is_empty() {
+    pub fn forget(&mut self, undone: &[HostChange]) -> io::Result<()> {
+        if undone.is_empty() {
+            return Ok(());
+        }
+        self.changes.retain(|change| !undone.contains(change));
+        if self.changes.is_empty() {
             return match fs::remove_file(&self.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
             };
         }
+        let mut text = line(&self.here)?;
+        for change in &self.changes {
+            text.extend(line(change)?);
+        }
         let next = self.path.with_extension("journal.new");
-        fs::write(&next, serde_json::to_vec(&self.state).map_err(io::Error::other)?)?;
+        fs::write(&next, text)?;
         fs::rename(next, &self.path)
     }
 }
 
-/// The inode that names this thread's network namespace.
-fn network_namespace() -> io::Result<u64> {
-    use std::os::unix::fs::MetadataExt;
-    Ok(fs::metadata("/proc/thread-self/ns/net")?.ino())
+impl Place {
+    fn here() -> io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        Ok(Self { boot, network_namespace: fs::metadata("/proc/thread-self/ns/net")?.ino() })
+    }
+}
+
+fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value).map_err(io::Error::other)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn invalid(error: serde_json::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 #[cfg(test)]
@@ -118,6 +153,16 @@ mod tests {
         HostChange::OffloadDisabled { interface: "eth0".to_owned(), feature: feature.to_owned() }
     }
 
+    fn written(place: &Place) -> (tempfile::TempDir, Journal) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.journal");
+        let mut text = line(place).unwrap();
+        text.extend(line(&change("rx-gro")).unwrap());
+        fs::write(&path, text).unwrap();
+        let journal = Journal::open(&path).unwrap();
+        (directory, journal)
+    }
+
     #[test]
     fn a_recorded_change_survives_the_process_and_a_struck_one_does_not() {
         let directory = tempfile::tempdir().unwrap();
@@ -126,7 +171,7 @@ mod tests {
         journal.record(change("rx-gro")).unwrap();
         journal.record(change("rx-lro")).unwrap();
         journal.record(change("rx-gro")).unwrap();
-        journal.forget(&change("rx-lro")).unwrap();
+        journal.forget(&[change("rx-lro")]).unwrap();
         assert_eq!(Journal::open(&path).unwrap().changes(), [change("rx-gro")]);
     }
 
@@ -137,16 +182,30 @@ mod tests {
         let mut journal = Journal::open(&path).unwrap();
         journal.record(change("rx-gro")).unwrap();
         assert!(path.exists());
-        journal.forget(&change("rx-gro")).unwrap();
+        journal.forget(&[change("rx-gro")]).unwrap();
         assert!(!path.exists());
     }
 
     #[test]
-    fn changes_of_another_network_namespace_are_not_ours_to_undo() {
+    fn changes_of_another_network_namespace_are_named_and_not_ours_to_undo() {
+        let place = Place { network_namespace: 1, ..Place::here().unwrap() };
+        let (_directory, journal) = written(&place);
+        assert_eq!(journal.changes(), []);
+        assert_eq!(journal.elsewhere(), [change("rx-gro")]);
+    }
+
+    #[test]
+    fn changes_from_before_the_last_boot_are_gone() {
+        let place = Place { boot: "another".to_owned(), ..Place::here().unwrap() };
+        let (_directory, journal) = written(&place);
+        assert_eq!((journal.changes(), journal.elsewhere()), (&[][..], &[][..]));
+    }
+
+    #[test]
+    fn a_file_that_is_no_journal_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.journal");
-        let state = State { network_namespace: 1, changes: vec![change("rx-gro")] };
-        fs::write(&path, serde_json::to_vec(&state).unwrap()).unwrap();
-        assert_eq!(Journal::open(&path).unwrap().changes(), []);
+        fs::write(&path, "{").unwrap();
+        assert_eq!(Journal::open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -54,13 +54,21 @@ pub async fn links(handle: &Handle) -> Result<Vec<Link>, rtnetlink::Error> {
 /// When the kernel refuses the dump.
 pub async fn addresses(handle: &Handle) -> Result<Vec<IpAddr>, rtnetlink::Error> {
     let messages: Vec<_> = handle.address().get().execute().try_collect().await?;
-    let attributes = messages.into_iter().flat_map(|message| message.attributes);
-    Ok(attributes
-        .filter_map(|attribute| match attribute {
-            AddressAttribute::Address(address) | AddressAttribute::Local(address) => Some(address),
+    Ok(messages.iter().filter_map(|message| own_address(&message.attributes)).collect())
+}
+
+/// Our end: on a point-to-point link the other attribute is the peer's address.
+fn own_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
+    let local = attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
             _ => None,
         })
-        .collect())
+    })
 }
 
 impl From<&LinkMessage> for Link {
@@ -99,4 +107,17 @@ fn program_id(xdp: &[LinkXdp]) -> Option<u32> {
         }
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peer_of_a_point_to_point_link_is_not_ours() {
+        let (own, peer): (IpAddr, IpAddr) = ("10.9.5.1".parse().unwrap(), "10.9.5.2".parse().unwrap());
+        assert_eq!(own_address(&[AddressAttribute::Address(peer), AddressAttribute::Local(own)]), Some(own));
+        // IPv6 has no local attribute where there is no peer.
+        assert_eq!(own_address(&[AddressAttribute::Address(own)]), Some(own));
+    }
 }

@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::Path;
 
 use lb_common::service::ForwardingMethod;
 
@@ -26,10 +25,36 @@ pub struct Facts {
     pub links: Vec<Link>,
     /// Addresses of all interfaces.
     pub addresses: Vec<IpAddr>,
-    /// `net.ipv4.ip_forward`.
-    pub forwards_ipv4: bool,
-    /// `net.ipv6.conf.all.forwarding`.
-    pub forwards_ipv6: bool,
+    /// Keys below `net.` that switch forwarding off for packets that come in by a configured interface.
+    pub forwarding_off: Vec<ForwardingKey>,
+}
+
+/// `net.<family>.conf.<interface>.forwarding`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardingKey {
+    /// The interface.
+    pub interface: String,
+    /// IPv4, else IPv6.
+    pub ipv4: bool,
+}
+
+impl ForwardingKey {
+    fn family(&self) -> &'static str {
+        if self.ipv4 { "ipv4" } else { "ipv6" }
+    }
+
+    /// Whether forwarding is on; a kernel without the family forwards nothing of it, which is no fault.
+    fn is_on(&self) -> bool {
+        let path = format!("/proc/sys/net/{}/conf/{}/forwarding", self.family(), self.interface);
+        std::fs::read_to_string(path).map_or(true, |text| text.trim() != "0")
+    }
+}
+
+impl fmt::Display for ForwardingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // sysctl(8) takes a slash for a dot in an interface's name.
+        write!(f, "net.{}.conf.{}.forwarding", self.family(), self.interface.replace('.', "/"))
+    }
 }
 
 /// Something that must be mended before the daemon can start.
@@ -62,15 +87,15 @@ const CAP_BPF: u32 = 39;
 
 impl Facts {
     /// Gathers the facts that need no netlink; links and addresses are given.
-    pub fn gather(links: Vec<Link>, addresses: Vec<IpAddr>) -> Self {
+    pub fn gather(config: &Config, links: Vec<Link>, addresses: Vec<IpAddr>) -> Self {
+        let key = |interface: &String| [true, false].map(|ipv4| ForwardingKey { interface: interface.clone(), ipv4 });
         Self {
             capabilities: effective_capabilities(),
             kernel: kernel_version(),
             embedded: object::is_embedded(),
             links,
             addresses,
-            forwards_ipv4: is_one("/proc/sys/net/ipv4/ip_forward"),
-            forwards_ipv6: is_one("/proc/sys/net/ipv6/conf/all/forwarding"),
+            forwarding_off: config.xdp.interfaces.iter().flat_map(key).filter(|key| !key.is_on()).collect(),
         }
     }
 
@@ -139,21 +164,19 @@ impl Facts {
                 warnings.push(format!("interface {name} is down; set it up with `ip link set {name} up`"));
             }
         }
-        let nat = |ipv4: bool| {
-            let servers = config.virtual_servers.iter().filter(|s| s.service.address.is_ipv4() == ipv4);
-            servers.flat_map(|s| &s.real_servers).any(|real| real.forwarding == ForwardingMethod::Nat)
-        };
-        for (ipv4, forwards, key) in [
-            (true, self.forwards_ipv4, "net.ipv4.ip_forward"),
-            (false, self.forwards_ipv6, "net.ipv6.conf.all.forwarding"),
-        ] {
-            if nat(ipv4) && !forwards {
-                warnings.push(format!(
-                    "{key} is 0: replies of nat real servers are sent back to where the request came from instead of \
-                     by the routing table, and real servers reach nothing else through this host; \
-                     set it with `sysctl -w {key}=1`"
-                ));
+        for key in &self.forwarding_off {
+            let servers = config.virtual_servers.iter().filter(|s| s.service.address.is_ipv4() == key.ipv4);
+            let mut reals = servers.flat_map(|s| &s.real_servers).peekable();
+            if reals.peek().is_none() {
+                continue;
             }
+            let consequence = if reals.any(|real| real.forwarding == ForwardingMethod::Nat) {
+                "replies of nat real servers go back to where the request came from instead of by the routing table, and \
+                 real servers reach nothing else through this host"
+            } else {
+                "packets to a real server whose next hop is not known yet are dropped instead of taking the routing table"
+            };
+            warnings.push(format!("{key} is 0: {consequence}; set it with `sysctl -w {key}=1`"));
         }
         warnings
     }
@@ -188,10 +211,6 @@ fn kernel_version() -> (u32, u32) {
 fn parse_version(release: &str) -> (u32, u32) {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
-
-fn is_one(path: impl AsRef<Path>) -> bool {
-    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
 }
 
 #[cfg(test)]
@@ -231,8 +250,7 @@ mod tests {
             embedded: true,
             links: vec![link],
             addresses: vec!["10.0.0.100".parse().unwrap()],
-            forwards_ipv4: true,
-            forwards_ipv6: false,
+            forwarding_off: vec![ForwardingKey { interface: "eth0".to_owned(), ipv4: false }],
         }
     }
 
@@ -284,11 +302,12 @@ mod tests {
 
     #[test]
     fn an_absent_vip_and_forwarding_switched_off_are_warned_of() {
-        let lacking = Facts { addresses: Vec::new(), forwards_ipv4: false, ..facts() };
+        let off = ForwardingKey { interface: "eth0".to_owned(), ipv4: true };
+        let lacking = Facts { addresses: Vec::new(), forwarding_off: vec![off], ..facts() };
         let warnings = lacking.warnings(&config());
         assert_eq!(warnings.len(), 2, "{warnings:#?}");
         assert!(warnings[0].contains("ip address add 10.0.0.100/32"));
-        assert!(warnings[1].contains("sysctl -w net.ipv4.ip_forward=1"));
+        assert!(warnings[1].contains("sysctl -w net.ipv4.conf.eth0.forwarding=1"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::TryStreamExt;
+use lb_common::net::MacAddress;
 use lb_common::real::{NextHop, NextHopState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -28,11 +29,22 @@ pub enum Found {
     NoRoute,
 }
 
+/// An interface, without what may change of it and does not matter to a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its Ethernet address.
+    pub mac: MacAddress,
+}
+
 /// A route as the packet path needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Interface that packets leave by.
-    pub interface: Link,
+    pub interface: Interface,
     /// The router on the way; `None` where the target itself is on the link.
     pub gateway: Option<IpAddr>,
     /// Our address on that way.
@@ -130,7 +142,7 @@ impl Resolver {
                 warn!(%address, ifindex, %error, "an unused neighbour stays managed");
                 continue;
             }
-            if let Err(error) = self.journal().forget(&change) {
+            if let Err(error) = self.journal().forget(&[change]) {
                 warn!(%error, "journal not updated");
             }
         }
@@ -194,11 +206,16 @@ impl Resolver {
             Ok(()) => neighbour::manage(&self.handle, ifindex, address).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = done
-            && refused.insert((ifindex, address))
-        {
-            warn!(%address, ifindex, error, "the kernel does not keep this neighbour resolved");
+        if let Err(error) = done {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            if refused.insert((ifindex, address)) && refused.len() == 1 {
+                warn!(
+                    %address,
+                    error,
+                    "the kernel does not keep this neighbour resolved, and perhaps others; \
+                     where it has no room for more, raise net.ipv4.neigh.default.gc_thresh3 (and ipv6's)"
+                );
+            }
         }
     }
 }
@@ -220,8 +237,9 @@ fn read_route(message: &RouteMessage, links: &[Link]) -> Option<Route> {
             _ => {}
         }
     }
-    let interface = interface?.clone();
-    let mtu = route_mtu.unwrap_or(interface.mtu).min(interface.mtu);
+    let link: &Link = interface?;
+    let mtu = route_mtu.unwrap_or(link.mtu).min(link.mtu);
+    let interface = Interface { name: link.name.clone(), index: link.index, mac: link.mac };
     Some(Route { interface, gateway, source, mtu })
 }
 

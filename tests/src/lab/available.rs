@@ -7,8 +7,15 @@ use std::path::PathBuf;
 const NEEDED_CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
 
 /// Programs the lab runs, each with the Debian package it comes from.
-const TOOLS: [(&str, &str); 5] =
-    [("ip", "iproute2"), ("ethtool", "ethtool"), ("nsenter", "util-linux"), ("curl", "curl"), ("ping", "iputils-ping")];
+const TOOLS: [(&str, &str); 7] = [
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("curl", "curl"),
+    ("ping", "iputils-ping"),
+    ("bpftool", "bpftool"),
+];
 
 /// Whether a test that needs the lab can go on; if not, says on stderr what is missing.
 ///

@@ -5,7 +5,7 @@ use evenkeel_tests::lab::{self, Arms, Forwarding, Lab};
 use lb_userspace::instance::Instance;
 use nix::sys::signal::Signal;
 
-use crate::director::{Daemon, PATIENCE, Setup, footprint, lab, run};
+use crate::director::{Daemon, PATIENCE, Setup, evenkeel, footprint, lab, run};
 
 fn serves(lab: &Lab) -> Result<()> {
     for host in ["10.77.0.100", "[fd77::100]"] {
@@ -55,10 +55,24 @@ fn after_kill_9_packets_flow_and_the_next_daemon_starts_clean() -> Result<()> {
         return Ok(());
     }
     let lab = lab(Forwarding::Nat, Arms::One)?;
+    lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
     let before = footprint(&lab, &Setup::of(&lab))?;
     let mut daemon = Daemon::start(&lab, Setup { mode: "generic", ..Setup::of(&lab) })?;
     daemon.process.kill9()?;
     serves(&lab)?;
+
+    // A start that is refused leaves what still works alone.
+    let left = footprint(&lab, &daemon.setup)?;
+    let unfit = Setup { real_servers: vec![[10, 77, 1, 1].into(), lab.real(1).address6().into()], ..Setup::of(&lab) };
+    let not_ethernet = Setup { interfaces: vec!["eth0".to_owned(), "lo".to_owned()], ..Setup::of(&lab) };
+    for setup in [unfit, not_ethernet] {
+        let file = setup.write(&lab)?;
+        let refused = run(&lab, &["run", "--config", &file.to_string_lossy()])?;
+        ensure!(!refused.status.success(), "it started");
+        assert_eq!(footprint(&lab, &daemon.setup)?, left, "{}", refused.stderr);
+        serves(&lab)?;
+    }
+
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     ensure!(daemon.process.log().contains("left by an earlier run"), "{}", daemon.process.log());
     serves(&lab)?;
@@ -115,6 +129,101 @@ fn a_second_daemon_of_an_instance_is_refused_and_the_first_serves_on() -> Result
 }
 
 #[test]
+fn another_runtime_directory_gives_no_claim_to_the_pins_of_a_running_daemon() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
+    let other = Setup { runtime: lab.directory().join("elsewhere"), ..Setup::of(&lab) };
+    let file = other.write(&lab)?;
+    for command in ["run", "cleanup"] {
+        let refused = run(&lab, &[command, "--config", &file.to_string_lossy()])?;
+        ensure!(refused.status.code() == Some(1), "{}", refused.stderr);
+        ensure!(refused.stderr.contains("belong to a running daemon"), "{}", refused.stderr);
+        ensure!(!other.runtime.exists(), "{} is left", other.runtime.display());
+    }
+    serves(&lab)?;
+    assert_eq!(daemon.status()?["interfaces"][0]["mode"], "native");
+    daemon.stop()
+}
+
+#[test]
+fn a_start_that_fails_late_leaves_the_program_of_a_killed_daemon_on_the_hook() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Direct, Arms::One)?;
+    lab.director().ip("route add 10.99.0.0/24 via 10.77.1.12")?;
+    let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
+    daemon.process.kill9()?;
+    let left = footprint(&lab, &daemon.setup)?;
+    // Found out only when the next hops are known: the program is loaded then, and neighbours are managed.
+    let mut setup = Setup::of(&lab);
+    setup.real_servers.push([10, 99, 0, 1].into());
+    let file = setup.write(&lab)?;
+    let refused = run(&lab, &["run", "--config", &file.to_string_lossy()])?;
+    ensure!(refused.stderr.contains("behind router"), "{}", refused.stderr);
+    assert_eq!(footprint(&lab, &daemon.setup)?, left);
+    serves(&lab)
+}
+
+#[test]
+fn cleanup_elsewhere_says_what_it_could_not_undo_and_forgets_nothing() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
+    let setup = Setup { mode: "generic", ..Setup::of(&lab) };
+    let before = footprint(&lab, &setup)?;
+    let file = setup.write(&lab)?;
+    let arguments = ["cleanup", "--config", &file.to_string_lossy()];
+    let mut daemon = Daemon::start(&lab, setup)?;
+    daemon.process.kill9()?;
+    let elsewhere = lab.client().command(&evenkeel().to_string_lossy())?.args(arguments).finish()?;
+    ensure!(elsewhere.status.code() == Some(1), "{}", elsewhere.stderr);
+    ensure!(
+        elsewhere.stderr.contains("rx-gro of eth0 on again: made in another network namespace"),
+        "{}",
+        elsewhere.stderr
+    );
+    let here = run(&lab, &arguments)?;
+    ensure!(here.status.success(), "{}", here.stderr);
+    assert_eq!(footprint(&lab, &daemon.setup)?, before);
+    Ok(())
+}
+
+#[test]
+fn an_operators_runtime_directory_stays() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let setup = Setup::of(&lab);
+    std::fs::create_dir(&setup.runtime)?;
+    let mut daemon = Daemon::start(&lab, setup)?;
+    daemon.stop()?;
+    ensure!(daemon.setup.runtime.read_dir()?.next().is_none(), "something is left in it");
+    Ok(())
+}
+
+#[test]
+fn a_broken_journal_is_put_aside() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let setup = Setup::of(&lab);
+    std::fs::create_dir(&setup.runtime)?;
+    std::fs::write(setup.runtime.join("test.journal"), "{")?;
+    let mut daemon = Daemon::start(&lab, setup)?;
+    ensure!(daemon.process.log().contains("the journal of changes is broken"), "{}", daemon.process.log());
+    ensure!(daemon.setup.runtime.join("test.journal.broken").exists());
+    daemon.stop()
+}
+
+#[test]
 fn two_directors_share_a_host() -> Result<()> {
     if !lab::available() {
         return Ok(());
@@ -153,7 +262,7 @@ fn a_panic_puts_the_host_back() -> Result<()> {
     let before = footprint(&lab, &setup)?;
     let config = lb_userspace::config::load(&setup.write(&lab)?)?;
     let during = lab.director().run(|| -> Result<String> {
-        let (instance, _) = Instance::acquire(&config)?;
+        let instance = Instance::acquire(&config)?;
         instance.disable_offload("eth0", "rx-gro")?;
         let during = footprint(&lab, &setup)?;
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {

@@ -29,7 +29,7 @@ fn another_program_on_the_hook_is_named_and_stays() -> Result<()> {
     let mut other = lab.start(lab.director(), "other", other)?;
     other.wait_for_log("unwrapping for", crate::director::PATIENCE)?;
     // eth0 is free: nothing may stay on it because of eth1.
-    refused(&lab, &Setup::of(&lab), &["interface eth1", "\"decapsulate\"", "ip link set dev eth1 xdp off"])?;
+    refused(&lab, &Setup::of(&lab), &["interface eth1", "\"decapsulate\"", "bpftool link detach id"])?;
     let links = lab.director().ip("-o link show")?;
     ensure!(links.lines().any(|line| line.contains("eth1") && line.contains("xdp")), "{links}");
     ensure!(!links.lines().any(|line| line.contains("eth0") && line.contains("xdp")), "{links}");
@@ -50,9 +50,11 @@ fn a_device_without_native_xdp_is_refused_or_taken_in_generic_mode() -> Result<(
 
     let mut daemon = Daemon::start(&lab, Setup { mode: "auto", ..setup })?;
     let status = daemon.status()?;
-    assert_eq!(status["interfaces"][0]["mode"], "native");
+    // Frames cannot go from a native interface to a generic one, so one makes both generic.
+    assert_eq!(status["interfaces"][0]["mode"], "generic");
     assert_eq!(status["interfaces"][1]["mode"], "generic");
     ensure!(daemon.process.log().contains("taking the slower generic mode"), "{}", daemon.process.log());
+    assert_eq!(lab.client().fetch("http://10.77.0.100/", 3)?.len(), 3);
     daemon.stop()
 }
 
@@ -86,6 +88,36 @@ fn nat_replies_that_would_miss_the_program_are_refused() -> Result<()> {
     let lab = lab(Forwarding::Nat, Arms::Two)?;
     let setup = Setup { interfaces: vec!["eth0".to_owned()], ..Setup::of(&lab) };
     refused(&lab, &setup, &["10.77.1.11:80", "reached by interface eth1", "add \"eth1\" to xdp.interfaces"])
+}
+
+#[test]
+fn direct_routing_through_a_router_is_refused() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Direct, Arms::One)?;
+    lab.director().ip("route add 10.99.0.0/24 via 10.77.1.12")?;
+    let mut setup = Setup::of(&lab);
+    setup.real_servers.push([10, 99, 0, 1].into());
+    refused(&lab, &setup, &["dr real server 10.99.0.1:80", "behind router 10.77.1.12", "use tun or nat"])
+}
+
+#[test]
+fn what_somebody_else_has_pinned_is_refused_and_stays() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let setup = Setup::of(&lab);
+    let foreign = setup.pin_folder().join("theirs");
+    std::fs::create_dir_all(&foreign)?;
+    let words = ["theirs, which is not Evenkeel's and stays", "choose another xdp.pin_directory"];
+    refused(&lab, &setup, &words)?;
+    let file = setup.write(&lab)?;
+    let cleaned = run(&lab, &["cleanup", "--config", &file.to_string_lossy()])?;
+    ensure!(cleaned.status.code() == Some(1) && cleaned.stderr.contains(words[0]), "{}", cleaned.stderr);
+    ensure!(foreign.exists(), "it is gone");
+    Ok(())
 }
 
 #[test]
@@ -124,7 +156,7 @@ fn a_vip_that_nobody_has_and_forwarding_switched_off_are_warned_of() -> Result<(
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     let log = daemon.process.log();
     ensure!(log.contains("no interface here has VIP 10.77.0.100") && log.contains("ip address add"), "{log}");
-    ensure!(log.contains("net.ipv4.ip_forward is 0"), "{log}");
+    ensure!(log.contains("net.ipv4.conf.eth0.forwarding is 0"), "{log}");
     // Without forwarding, replies go back to where the request came from.
     lab.client().ip("route add 10.77.0.100/32 via 10.77.0.1")?;
     assert_eq!(lab.client().fetch("http://10.77.0.100/", 3)?.len(), 3);

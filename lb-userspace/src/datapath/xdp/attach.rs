@@ -2,21 +2,35 @@
 //!
 //! Another program on the hook is named and refused, never replaced.
 
-use std::path::PathBuf;
-
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, XdpMode as AyaMode, loaded_programs};
+use aya::programs::{ProgramError, XdpMode as AyaMode, loaded_links, loaded_programs};
 use tracing::warn;
 
 use super::object::{self, LoadError};
 use super::pins::{Pins, PinsError};
 use crate::config::XdpMode;
+use crate::error::chain;
 use crate::host::link::Link;
 
 /// The name of the load balancer's program in the object.
 pub const PROGRAM: &str = "balance";
+
+/// The maps of the load balancer.
+pub const MAPS: [&str; 11] = [
+    "AYA_LOGS",
+    "abi_version",
+    "connections",
+    "drops",
+    "interfaces",
+    "real_servers",
+    "rr_cursors",
+    "rs_counters",
+    "scheduler_rings",
+    "virtual_servers",
+    "vs_counters",
+];
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +57,7 @@ pub enum AttachError {
     /// Somebody else's program is there.
     #[error(
         "interface {interface} already has XDP program {program:?} (id {id}), which is not this instance's and stays; \
-         detach it with `ip link set dev {interface} xdp off` or leave {interface} out of xdp.interfaces"
+         {remedy}, or leave {interface} out of xdp.interfaces"
     )]
     Occupied {
         /// The interface.
@@ -52,15 +66,19 @@ pub enum AttachError {
         program: String,
         /// Its id.
         id: u32,
+        /// How to be rid of it.
+        remedy: String,
     },
     /// The driver cannot.
     #[error(
-        "interface {interface} takes no XDP program in native mode; \
+        "interface {interface} takes no XDP program in native mode ({reason}); \
          set xdp.mode = \"auto\" to fall back to the slower generic mode, or use another interface"
     )]
     NoNative {
         /// The interface.
         interface: String,
+        /// What the kernel's answer means.
+        reason: String,
         /// The kernel's answer.
         #[source]
         source: ProgramError,
@@ -74,6 +92,9 @@ pub enum AttachError {
         #[source]
         source: ProgramError,
     },
+    /// The program cannot be identified.
+    #[error("cannot read the id of the XDP program")]
+    Info(#[source] ProgramError),
     /// The kernel attached it in a way that cannot be pinned.
     #[error("the kernel gave no link for interface {interface}; Linux 6.1 or newer is needed")]
     NoLink {
@@ -97,24 +118,46 @@ pub struct Attachment {
     pub interface: String,
     /// Its index.
     pub ifindex: u32,
-    /// How the program is attached.
+    /// How the program was attached.
     pub mode: AttachedMode,
+    program: u32,
+    is_attached: bool,
     _link: PinnedLink,
 }
 
-/// Refuses an interface that has somebody's XDP program.
+impl Attachment {
+    /// Compares with the interface as the kernel shows it now; true where the program has just been found missing.
+    pub fn observe(&mut self, link: Option<&Link>) -> bool {
+        let was_attached = self.is_attached;
+        self.is_attached = link.is_some_and(|link| link.xdp_program == Some(self.program));
+        was_attached && !self.is_attached
+    }
+
+    /// `native`, `generic` or `detached`.
+    pub fn state(&self) -> &'static str {
+        if self.is_attached { self.mode.name() } else { "detached" }
+    }
+}
+
+/// Refuses an interface that has an XDP program other than `ours`.
 ///
 /// # Errors
 ///
 /// [`AttachError::Occupied`] names it.
-pub fn check_free(link: &Link) -> Result<(), AttachError> {
-    let Some(id) = link.xdp_program else { return Ok(()) };
+pub fn check_free(link: &Link, ours: &[u32]) -> Result<(), AttachError> {
+    let Some(id) = link.xdp_program.filter(|id| !ours.contains(id)) else { return Ok(()) };
     let program = loaded_programs()
         .filter_map(Result::ok)
         .find(|program| program.id() == id)
         .and_then(|program| program.name_as_str().map(str::to_owned))
         .unwrap_or_else(|| "unknown".to_owned());
-    Err(AttachError::Occupied { interface: link.name.clone(), program, id })
+    // A program attached by a link is only removed by whoever holds the link, or by detaching the link.
+    let held = loaded_links().filter_map(Result::ok).find(|held| held.program_id() == id);
+    let remedy = match held {
+        Some(held) => format!("end the process that attached it, or `bpftool link detach id {}`", held.id()),
+        None => format!("detach it with `ip link set dev {} xdp off`", link.name),
+    };
+    Err(AttachError::Occupied { interface: link.name.clone(), program, id, remedy })
 }
 
 /// Attaches the program named `program` to `link` as `mode` says; returns the link and the mode it got.
@@ -128,44 +171,70 @@ pub fn attach(
     link: &Link,
     mode: XdpMode,
 ) -> Result<(XdpLink, AttachedMode), AttachError> {
-    check_free(link)?;
+    let (aya_mode, attached) = match mode {
+        XdpMode::Native => (AyaMode::Driver, AttachedMode::Native),
+        XdpMode::Generic => (AyaMode::Skb, AttachedMode::Generic),
+        XdpMode::Auto => {
+            return match attach(ebpf, program, link, XdpMode::Native) {
+                Err(AttachError::NoNative { reason, source, .. }) => {
+                    let error = chain(&source);
+                    warn!(interface = link.name, reason, error, "no native XDP here, taking the slower generic mode");
+                    attach(ebpf, program, link, XdpMode::Generic)
+                }
+                other => other,
+            };
+        }
+    };
     let interface = || link.name.clone();
     let xdp = object::program(ebpf, program)?;
-    let mut attach = |mode| xdp.attach_to_if_index(link.index, mode);
-    let (id, attached) = match mode {
-        XdpMode::Native => {
-            let id =
-                attach(AyaMode::Driver).map_err(|source| AttachError::NoNative { interface: interface(), source })?;
-            (id, AttachedMode::Native)
+    let id = xdp.attach_to_if_index(link.index, aya_mode).map_err(|source| {
+        match native_obstacle(&source, link).filter(|_| attached == AttachedMode::Native) {
+            Some(reason) => AttachError::NoNative { interface: interface(), reason, source },
+            None => AttachError::Refused { interface: interface(), source },
         }
-        XdpMode::Generic => (attach(AyaMode::Skb).map_err(refused(link))?, AttachedMode::Generic),
-        XdpMode::Auto => match attach(AyaMode::Driver) {
-            Ok(id) => (id, AttachedMode::Native),
-            Err(reason) => {
-                let reason = crate::error::chain(&reason);
-                warn!(interface = link.name, %reason, "no native XDP here, taking the slower generic mode");
-                (attach(AyaMode::Skb).map_err(refused(link))?, AttachedMode::Generic)
-            }
-        },
-    };
-    let taken = xdp.take_link(id).map_err(refused(link))?;
+    })?;
+    let taken = xdp.take_link(id).map_err(|source| AttachError::Refused { interface: interface(), source })?;
     Ok((taken, attached))
 }
 
-/// Attaches the load balancer to `link` and pins it, so that it stays when the daemon dies.
+/// Why the driver takes no program, where that is what the kernel's answer means; other answers are faults.
+fn native_obstacle(error: &ProgramError, link: &Link) -> Option<String> {
+    let ProgramError::SyscallError(error) = error else { return None };
+    match error.io_error.raw_os_error()? {
+        libc::EOPNOTSUPP => Some("its driver has no support".to_owned()),
+        libc::ERANGE | libc::EINVAL => Some(format!("its driver refuses, most likely for its MTU of {}", link.mtu)),
+        _ => None,
+    }
+}
+
+/// Attaches the load balancer to all of `links` and pins it, so that it stays when the daemon dies.
+///
+/// With `auto`, one interface that takes no native program makes all of them generic: frames cannot be redirected from one
+/// kind to the other.
 ///
 /// # Errors
 ///
-/// [`AttachError`]; nothing is attached then.
-pub fn attach_pinned(ebpf: &mut Ebpf, link: &Link, mode: XdpMode, pins: &Pins) -> Result<Attachment, AttachError> {
-    let (taken, mode) = attach(ebpf, PROGRAM, link, mode)?;
-    let path: PathBuf = pins.link(link.index);
-    let fd = FdLink::try_from(taken).map_err(|source| AttachError::NoLink { interface: link.name.clone(), source })?;
-    let pinned = fd.pin(&path).map_err(|source| PinsError::Pin { path, source })?;
-    Ok(Attachment { interface: link.name.clone(), ifindex: link.index, mode, _link: pinned })
-}
-
-fn refused(link: &Link) -> impl Fn(ProgramError) -> AttachError {
-    let interface = link.name.clone();
-    move |source| AttachError::Refused { interface: interface.clone(), source }
+/// [`AttachError`]; what is attached then goes with its pin.
+pub fn attach_all(ebpf: &mut Ebpf, links: &[Link], mode: XdpMode, pins: &Pins) -> Result<Vec<Attachment>, AttachError> {
+    let mut taken = Vec::new();
+    for link in links {
+        taken.push(attach(ebpf, PROGRAM, link, mode)?);
+    }
+    let is_mixed = taken.iter().any(|(_, mode)| *mode == AttachedMode::Generic)
+        && taken.iter().any(|(_, mode)| *mode == AttachedMode::Native);
+    if is_mixed {
+        warn!("frames cannot go from native to generic interfaces, so all are taken in generic mode");
+        drop(taken);
+        return attach_all(ebpf, links, XdpMode::Generic, pins);
+    }
+    let program = object::program(ebpf, PROGRAM)?.info().map_err(AttachError::Info)?.id();
+    let pin = |(link, (taken, mode)): (&Link, (XdpLink, AttachedMode))| {
+        let path = pins.link(link.index);
+        let fd =
+            FdLink::try_from(taken).map_err(|source| AttachError::NoLink { interface: link.name.clone(), source })?;
+        let pinned = fd.pin(&path).map_err(|source| PinsError::Pin { path, source })?;
+        let (interface, ifindex) = (link.name.clone(), link.index);
+        Ok(Attachment { interface, ifindex, mode, program, is_attached: true, _link: pinned })
+    };
+    links.iter().zip(taken).map(pin).collect()
 }

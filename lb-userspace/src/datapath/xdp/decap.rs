@@ -20,6 +20,7 @@ use crate::host::link::Link;
 /// The name of the decapsulator's program in the object.
 const PROGRAM: &str = "decapsulate";
 const VIPS: &str = "decap_vips";
+const COUNTERS: &str = "decap_counters";
 
 /// Why the decapsulator could not start.
 #[derive(Debug, thiserror::Error)]
@@ -62,13 +63,15 @@ impl Decapsulator {
     /// As [`DecapError`] tells; nothing is attached then.
     pub fn start(link: &Link, vips: &[IpAddr], mode: XdpMode) -> Result<Self, DecapError> {
         let options = LoadOptions {
-            connections_max: 1, // the balancer's table, which this program has no use for
+            connections_max: 1, // of the balancer, which this program has no use for
+            real_servers_max: 1,
             nat: false,
             packet_log: false,
             timeouts: Timeouts::ipvs_defaults(1),
         };
-        let mut ebpf = object::load(PROGRAM, &options)?;
+        let mut ebpf = object::load(PROGRAM, &[VIPS, COUNTERS], &options)?;
         set_vips(&mut ebpf, vips)?;
+        attach::check_free(link, &[])?;
         let (link, mode) = attach::attach(&mut ebpf, PROGRAM, link, mode)?;
         Ok(Self { maps: Maps::new(ebpf), mode, _link: link })
     }
@@ -79,7 +82,7 @@ impl Decapsulator {
     ///
     /// [`DatapathError::Map`] from the kernel.
     pub fn unwrapped(&self) -> Result<Unwrapped, DatapathError> {
-        let sum = |index| self.maps.sum::<u64>("decap_counters", index);
+        let sum = |index| self.maps.sum::<u64>(COUNTERS, index);
         Ok(Unwrapped { ipip: sum(0)?, ip6ip6: sum(1)?, congested: sum(2)? })
     }
 }

@@ -2,7 +2,6 @@
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod};
-use lb_common::REAL_SERVERS_MAX;
 use lb_common::real::RealServerEntry;
 use lb_common::service::{ServiceKey, VirtualServerEntry};
 
@@ -92,7 +91,17 @@ impl Maps {
     ///
     /// As [`Maps::get`].
     pub fn real_servers(&self) -> Result<Vec<RealServerEntry>, DatapathError> {
-        (0..REAL_SERVERS_MAX).map(|index| self.get("real_servers", index)).collect()
+        (0..self.real_servers_max()?).map(|index| self.get("real_servers", index)).collect()
+    }
+
+    /// How many real servers there are places for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn real_servers_max(&self) -> Result<u32, DatapathError> {
+        let array = Array::<&MapData, RealServerEntry>::try_from(self.map("real_servers")?);
+        Ok(array.map_err(failed("open", "real_servers"))?.len())
     }
 
     /// Publishes a virtual server, or replaces what is published.

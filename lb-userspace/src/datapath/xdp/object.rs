@@ -9,6 +9,8 @@ use lb_common::connection::Timeouts;
 pub struct LoadOptions {
     /// Entries of the connection table.
     pub connections_max: u32,
+    /// Places for real servers, and for their counters.
+    pub real_servers_max: u32,
     /// Whether any real server is reached by NAT, so that replies must be looked for.
     pub nat: bool,
     /// Whether the program logs its decisions.
@@ -53,12 +55,12 @@ pub fn is_embedded() -> bool {
     !OBJECT.is_empty()
 }
 
-/// Creates the maps and loads the program `name`.
+/// Creates the maps and loads the program `name`, which keeps those of `maps`; the rest, other programs', are freed.
 ///
 /// # Errors
 ///
 /// As [`LoadError`] tells.
-pub fn load(name: &'static str, options: &LoadOptions) -> Result<Ebpf, LoadError> {
+pub fn load(name: &'static str, maps: &[&str], options: &LoadOptions) -> Result<Ebpf, LoadError> {
     if !is_embedded() {
         return Err(LoadError::NotEmbedded);
     }
@@ -69,9 +71,16 @@ pub fn load(name: &'static str, options: &LoadOptions) -> Result<Ebpf, LoadError
         .override_global("NAT_REPLIES", &nat_replies, true)
         .override_global("TIMEOUTS", &options.timeouts, true)
         .map_max_entries("connections", options.connections_max)
+        .map_max_entries("real_servers", options.real_servers_max)
+        .map_max_entries("rs_counters", options.real_servers_max)
         .load(OBJECT)
         .map_err(LoadError::Maps)?;
     program(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { name, source })?;
+    let others: Vec<String> =
+        ebpf.maps().map(|(map, _)| map.to_owned()).filter(|map| !maps.contains(&&**map)).collect();
+    for map in others {
+        drop(ebpf.take_map(&map));
+    }
     Ok(ebpf)
 }
 

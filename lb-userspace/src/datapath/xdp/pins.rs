@@ -2,11 +2,13 @@
 //!
 //! A pinned link keeps the program attached when the daemon dies; removing the pins is what detaches it.
 
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use aya::Ebpf;
 use aya::pin::PinError;
+use aya::programs::links::{FdLink, PinnedLink};
 use nix::sys::statfs::{FsType, statfs};
 use tracing::warn;
 
@@ -38,6 +40,17 @@ pub enum PinsError {
          `mount -t bpf bpf /sys/fs/bpf` or name a folder that is on one", .0.display()
     )]
     NotBpf(PathBuf),
+    /// The folder holds what somebody else has pinned.
+    #[error(
+        "{} holds {}, which is not Evenkeel's and stays; choose another xdp.pin_directory or global.instance",
+        directory.display(), path.display()
+    )]
+    Foreign {
+        /// The folder.
+        directory: PathBuf,
+        /// What is there.
+        path: PathBuf,
+    },
     /// The folder could not be made, read or removed.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -77,9 +90,32 @@ impl Pins {
         &self.directory
     }
 
-    /// Whether the folder is there.
+    /// Whether something of ours is pinned.
     pub fn exist(&self) -> bool {
-        self.directory.exists()
+        self.entries().is_ok_and(|entries| !entries.is_empty())
+    }
+
+    /// Makes the folder where it is missing, and opens it, to be locked.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Foreign`] where it holds what is not ours, [`PinsError::Io`] from the kernel.
+    pub fn open(&self) -> Result<File, PinsError> {
+        fs::create_dir_all(&self.directory).map_err(self.io("create"))?;
+        match self.entries()?.into_iter().find(|path| !is_ours(path)) {
+            Some(path) => Err(PinsError::Foreign { directory: self.directory.clone(), path }),
+            None => File::open(&self.directory).map_err(self.io("open")),
+        }
+    }
+
+    /// Ids of the programs behind our pinned links.
+    pub fn programs(&self) -> Vec<u32> {
+        let links = self.entries().unwrap_or_default().into_iter().filter(|path| is_link(path));
+        let program = |path: PathBuf| {
+            let link = FdLink::from(PinnedLink::from_pin(path).ok()?);
+            link.info().ok().map(|info| info.program_id())
+        };
+        links.filter_map(program).collect()
     }
 
     /// Checks that the folder is or would be on a BPF file system; makes nothing.
@@ -95,13 +131,12 @@ impl Pins {
         }
     }
 
-    /// Makes the folder and pins the maps of `ebpf` in it.
+    /// Pins the maps of `ebpf` in the folder.
     ///
     /// # Errors
     ///
-    /// [`PinsError`]; what was pinned until then stays, for [`Pins::remove`].
+    /// [`PinsError`]; what was pinned until then stays, for [`Pins::clear`].
     pub fn pin_maps(&self, ebpf: &Ebpf) -> Result<(), PinsError> {
-        fs::create_dir_all(&self.directory).map_err(self.io("create"))?;
         for (name, map) in ebpf.maps().filter(|(name, _)| PINNED_MAPS.contains(name)) {
             let path = self.directory.join(name);
             map.pin(&path).map_err(|source| PinsError::Pin { path, source })?;
@@ -114,23 +149,16 @@ impl Pins {
         self.directory.join(format!("link_{ifindex}"))
     }
 
-    /// Removes every pin, which detaches the program, and then the folder; one that is not there is no error.
-    ///
-    /// Its parent goes too where it is empty and not itself the root of the file system.
+    /// Removes our pins, which detaches the program; the folder stays, for its lock.
     ///
     /// # Errors
     ///
     /// [`PinsError::Io`] where a pin cannot be removed.
-    pub fn remove(&self) -> Result<(), PinsError> {
-        let entries = match fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(self.io("read")(error)),
-        };
+    pub fn clear(&self) -> Result<(), PinsError> {
+        let mut paths = self.entries()?;
         // Links first: a program that still runs must not lose its maps' names to a half-finished removal.
-        let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
         paths.sort_by_key(|path| !is_link(path));
-        for path in paths {
+        for path in paths.into_iter().filter(|path| is_ours(path)) {
             if is_link(&path)
                 && let Err(error) = detach(&path)
             {
@@ -139,12 +167,25 @@ impl Pins {
             }
             fs::remove_file(&path).map_err(|source| PinsError::Io { action: "remove", path, source })?;
         }
-        fs::remove_dir(&self.directory).map_err(self.io("remove"))?;
-        if let Some(parent) = self.directory.parent() {
-            // Fails while another instance has a folder there, or on the mount point itself; both are as they should be.
-            drop(fs::remove_dir(parent));
-        }
         Ok(())
+    }
+
+    /// Removes the empty folder; its parent goes too where it is empty and not the root of the file system.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Io`] where the folder cannot be removed.
+    pub fn remove_folder(&self) -> Result<(), PinsError> {
+        remove_empty(&self.directory).map_err(self.io("remove"))?;
+        self.directory.parent().map_or(Ok(()), remove_empty).map_err(self.io("remove the parent of"))
+    }
+
+    fn entries(&self) -> Result<Vec<PathBuf>, PinsError> {
+        match fs::read_dir(&self.directory) {
+            Ok(entries) => Ok(entries.filter_map(Result::ok).map(|entry| entry.path()).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(self.io("read")(error)),
+        }
     }
 
     fn io(&self, action: &'static str) -> impl Fn(io::Error) -> PinsError {
@@ -155,5 +196,20 @@ impl Pins {
 
 /// Whether a pin is a link's, by the name that [`Pins::link`] gives.
 fn is_link(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("link_"))
+    let index = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("link_"));
+    index.is_some_and(|index| index.parse::<u32>().is_ok())
+}
+
+/// Whether a pin has a name that this module gives.
+fn is_ours(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| PINNED_MAPS.contains(&name)) || is_link(path)
+}
+
+/// Removes a folder unless something is in it, it is in use (a mount point), or it is gone.
+fn remove_empty(folder: &Path) -> io::Result<()> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+    match fs::remove_dir(folder) {
+        Err(error) if [DirectoryNotEmpty, NotFound, ResourceBusy].contains(&error.kind()) => Ok(()),
+        other => other,
+    }
 }

@@ -12,7 +12,7 @@ use lb_common::interface::InterfaceEntry;
 use lb_common::net::{Address, MacAddress, Port};
 use lb_common::real::{NextHop, RealServerEntry};
 use lb_common::service::{ForwardingMethod, ServiceKey, VirtualServerEntry};
-use lb_common::{ABI_VERSION, INTERFACES_LENGTH, REAL_SERVERS_MAX, SCHEDULER_RINGS_LENGTH, VIRTUAL_SERVERS_MAX};
+use lb_common::{ABI_VERSION, INTERFACES_LENGTH, SCHEDULER_RINGS_LENGTH, VIRTUAL_SERVERS_MAX};
 
 use super::maps::Maps;
 use super::slots::Slots;
@@ -176,12 +176,13 @@ impl XdpDatapath {
         settings: &Settings,
     ) -> Result<u32, DatapathError> {
         let known = self.slots.real_server(&service, &address);
+        let capacity = self.maps.real_servers_max()?;
         let index = match known {
             Some(index) => index,
-            None => self.slots.take_real_server(service, address, REAL_SERVERS_MAX).ok_or(DatapathError::Full {
+            None => self.slots.take_real_server(service, address, capacity).ok_or(DatapathError::Full {
                 table: "real_servers",
-                capacity: REAL_SERVERS_MAX,
-                remedy: "run a second instance for the rest",
+                capacity,
+                remedy: "restart with the configuration that has so many",
             })?,
         };
         let present: RealServerEntry = self.maps.get("real_servers", index)?;
