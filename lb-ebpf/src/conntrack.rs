@@ -54,7 +54,7 @@ pub fn is_taken(flow: &FlowKey, by_other_than: &ConnectionEntry) -> bool {
     let Some(connection) = maps::CONNECTIONS.get_ptr_mut(flow).map(Connection) else { return false };
     let entry = connection.entry();
     let same = entry.vip.words() == by_other_than.vip.words() && entry.vip_port == by_other_than.vip_port;
-    !same && is_fresh(entry) && entry.state != ConnectionState::Closing
+    !same && is_fresh(entry) && entry.state != ConnectionState::Closing && has_real_server(entry)
 }
 
 /// Whether the connection has ended, so that its client may open another with the same ports.
@@ -89,6 +89,12 @@ pub fn tick() -> u32 {
 #[inline(always)]
 fn is_fresh(entry: &ConnectionEntry) -> bool {
     tick().wrapping_sub(entry.last_seen) <= maps::TIMEOUTS.load().of(entry.state)
+}
+
+/// Whether the entry's real server is still the one it was made for.
+#[inline(always)]
+fn has_real_server(entry: &ConnectionEntry) -> bool {
+    maps::REAL_SERVERS.get(entry.real_server).is_some_and(|real| real.generation == entry.generation)
 }
 
 /// The state after a packet with `flags` in `state`.
