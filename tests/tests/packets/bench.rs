@@ -3,6 +3,7 @@
 //! Frames go in through a program of seven instructions that lays [`POISON`] into the headroom first: BPF_PROG_TEST_RUN
 //! zeroes it, a driver does not, and a header byte that the program forgets to write would look right.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -91,6 +92,8 @@ pub struct Sent {
 pub struct Bench {
     pub datapath: XdpDatapath,
     pub desired: ServiceTable,
+    /// Drops as they stood after the last frame.
+    drops: RefCell<Vec<(DropReason, u64)>>,
     entrance: Program,
     /// Jumping to a program does not keep it: this does.
     _table: ProgramTable,
@@ -113,7 +116,8 @@ impl Bench {
         let table = table_of(&mut ebpf, attach::PROGRAM);
         let mut datapath = XdpDatapath::new(ebpf).expect("its maps are there");
         datapath.set_interface(INGRESS, MacAddress { octets: OUR_MAC }).expect("a free place");
-        Self { datapath, desired: ServiceTable::new(), entrance: entrance(&table), _table: table }
+        let drops = RefCell::new(datapath.drops().expect("the counters can be read"));
+        Self { datapath, desired: ServiceTable::new(), drops, entrance: entrance(&table), _table: table }
     }
 
     /// With both families' TCP and UDP virtual servers of the first VIP, and real servers 1..=`servers` behind each.
@@ -174,19 +178,14 @@ impl Bench {
         reconcile(&mut self.datapath, &self.desired).expect("the tables take it");
     }
 
-    /// Dropped packets so far, in the order of [`DropReason::ALL`].
-    pub fn drops(&self) -> Vec<(DropReason, u64)> {
-        self.datapath.drops().expect("the counters can be read")
-    }
-
     /// Sends a frame through the program, and checks that exactly the dropped ones are counted, once.
     ///
     /// # Panics
     /// Where they are not, or where the kernel doesn't run the program.
     pub fn send_bytes(&self, frame: &[u8]) -> Sent {
-        let before = self.drops();
         let (verdict, frame) = run(&self.entrance, &[&POISON, frame].concat());
-        let after = self.drops();
+        let after = self.datapath.drops().expect("the counters can be read");
+        let before = self.drops.replace(after.clone());
         let raised = before.iter().zip(after).filter(|(before, after)| before.1 != after.1);
         let raised: Vec<_> = raised.map(|(before, after)| (after.0, after.1 - before.1)).collect();
         let dropped = match (verdict, raised.as_slice()) {
