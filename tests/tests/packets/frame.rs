@@ -241,18 +241,19 @@ impl Frame {
     }
 }
 
-struct Ipv4Header<'a> {
-    class: u8,
-    identification: u16,
-    flags: u16,
-    ttl: u8,
-    protocol: u8,
-    addresses: [[u8; 4]; 2],
-    options: &'a [u8],
+/// An IPv4 header without its lengths and checksum, which [`Ipv4Header::before`] computes.
+pub struct Ipv4Header<'a> {
+    pub class: u8,
+    pub identification: u16,
+    pub flags: u16,
+    pub ttl: u8,
+    pub protocol: u8,
+    pub addresses: [[u8; 4]; 2],
+    pub options: &'a [u8],
 }
 
 impl Ipv4Header<'_> {
-    fn before(&self, behind: &[u8]) -> Vec<u8> {
+    pub fn before(&self, behind: &[u8]) -> Vec<u8> {
         let length = 20 + self.options.len();
         let total = u16::try_from(length + behind.len()).expect("fits in a packet");
         let mut header = vec![0x40 | u8::try_from(length / 4).expect("at most 15 words"), self.class];
@@ -269,16 +270,17 @@ impl Ipv4Header<'_> {
     }
 }
 
-struct Ipv6Header {
-    class: u8,
-    flow_label: u32,
-    hop_limit: u8,
-    next_header: u8,
-    addresses: [[u8; 16]; 2],
+/// An IPv6 header without its length.
+pub struct Ipv6Header {
+    pub class: u8,
+    pub flow_label: u32,
+    pub hop_limit: u8,
+    pub next_header: u8,
+    pub addresses: [[u8; 16]; 2],
 }
 
 impl Ipv6Header {
-    fn before(&self, behind: &[u8]) -> Vec<u8> {
+    pub fn before(&self, behind: &[u8]) -> Vec<u8> {
         let first = 6 << 28 | u32::from(self.class) << 20 | self.flow_label;
         let length = u16::try_from(behind.len()).expect("fits in a packet");
         let mut header = first.to_be_bytes().to_vec();

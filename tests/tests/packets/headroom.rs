@@ -73,30 +73,29 @@ fn long_enough(frame: &Frame) -> Vec<u8> {
 /// The kernel gives 256 bytes of headroom, of which it keeps 40 for itself (`struct xdp_frame`). The frame comes behind
 /// [`POISON`], which is left where it was and cut off. Failures need no check: the frame then arrives as another one.
 fn cramping(table: &ProgramTable) -> Program {
-    const LENGTH: i32 = CRAMPED.cast_signed() as i32;
-    const MOVED: i32 = 256 - 40 - 8;
-    const POISONED: i32 = POISON.len().cast_signed() as i32;
+    let [length, poisoned] = [CRAMPED, POISON.len()].map(|bytes| i32::try_from(bytes).expect("a small number"));
+    let moved = 256 - 40 - 8;
     let [low, high] = Instruction::load_table(2, table);
     let instructions = [
         Instruction::copy(6, 1),
-        Instruction::set(2, -MOVED),
+        Instruction::set(2, -moved),
         Instruction::call(ADJUST_HEAD),
         // The frame into the stack, and from there to the front.
         Instruction::copy(1, 6),
-        Instruction::set(2, MOVED + POISONED),
+        Instruction::set(2, moved + poisoned),
         Instruction::copy(3, 10),
-        Instruction::add(3, -LENGTH),
-        Instruction::set(4, LENGTH),
+        Instruction::add(3, -length),
+        Instruction::set(4, length),
         Instruction::call(LOAD_BYTES),
         Instruction::copy(1, 6),
         Instruction::set(2, 0),
         Instruction::copy(3, 10),
-        Instruction::add(3, -LENGTH),
-        Instruction::set(4, LENGTH),
+        Instruction::add(3, -length),
+        Instruction::set(4, length),
         Instruction::call(STORE_BYTES),
         // What was the frame off the end.
         Instruction::copy(1, 6),
-        Instruction::set(2, -MOVED - POISONED),
+        Instruction::set(2, -moved - poisoned),
         Instruction::call(ADJUST_TAIL),
         Instruction::copy(1, 6),
         low,
