@@ -16,6 +16,7 @@ const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
 /// In the source register of a 64-bit load: the immediate is the descriptor of a map.
 const BPF_PSEUDO_MAP_FD: u8 = 1;
 
@@ -121,20 +122,44 @@ impl Program {
     /// # Errors
     /// The kernel's refusal: EINVAL for a frame of less than 14 bytes or too long for a page, ENOSPC for a short `output`.
     pub fn test_run(&self, frame: &[u8], output: &mut [u8]) -> io::Result<(u32, usize)> {
-        let mut attribute = TestRun {
-            prog_fd: unsigned(self.0.as_raw_fd())?,
-            retval: 0,
-            data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
-            data_size_out: u32::try_from(output.len()).map_err(io::Error::other)?,
-            data_in: frame.as_ptr().addr() as u64,
-            data_out: output.as_mut_ptr().expose_provenance() as u64,
-            repeat: 1,
-            duration: 0,
-        };
+        let mut attribute = self.run_on(frame)?;
+        attribute.data_size_out = u32::try_from(output.len()).map_err(io::Error::other)?;
+        attribute.data_out = output.as_mut_ptr().expose_provenance() as u64;
         // SAFETY: the attribute is that of the command; the kernel reads data_size_in bytes of `frame` and writes at most
         // data_size_out bytes of `output`, which is borrowed exclusively.
         unsafe { bpf(BPF_PROG_TEST_RUN, &mut attribute) }?;
         Ok((attribute.retval, usize::try_from(attribute.data_size_out).map_err(io::Error::other)?))
+    }
+
+    /// As [`Program::test_run`], but the kernel does what the verdict says: a redirected frame leaves.
+    ///
+    /// # Errors
+    /// The kernel's refusal; a frame that can't be redirected is no error.
+    pub fn live_run(&self, frame: &[u8]) -> io::Result<()> {
+        let mut attribute = self.run_on(frame)?;
+        attribute.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
+        // SAFETY: the attribute is that of the command; the kernel reads data_size_in bytes of `frame`.
+        unsafe { bpf(BPF_PROG_TEST_RUN, &mut attribute) }?;
+        Ok(())
+    }
+
+    fn run_on(&self, frame: &[u8]) -> io::Result<TestRun> {
+        Ok(TestRun {
+            prog_fd: unsigned(self.0.as_raw_fd())?,
+            retval: 0,
+            data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+            data_size_out: 0,
+            data_in: frame.as_ptr().addr() as u64,
+            data_out: 0,
+            repeat: 1,
+            duration: 0,
+            ctx_size_in: 0,
+            ctx_size_out: 0,
+            ctx_in: 0,
+            ctx_out: 0,
+            flags: 0,
+            cpu: 0,
+        })
     }
 }
 
@@ -204,7 +229,7 @@ struct ProgramLoad {
     expected_attach_type: u32,
 }
 
-/// BPF_PROG_TEST_RUN, up to the duration.
+/// BPF_PROG_TEST_RUN, up to the CPU.
 #[repr(C)]
 struct TestRun {
     prog_fd: u32,
@@ -215,6 +240,12 @@ struct TestRun {
     data_out: u64,
     repeat: u32,
     duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
 }
 
 /// BPF_LINK_CREATE.

@@ -1,6 +1,6 @@
 //! A loaded `balance` in a network namespace of its own, with tables that the test fills by the daemon's own code.
 //!
-//! Frames go in through a program of seven instructions that lays [`POISON`] into the headroom first: BPF_PROG_TEST_RUN
+//! Frames go in through a program of a few instructions that lays [`POISON`] into the headroom first: BPF_PROG_TEST_RUN
 //! zeroes it, a driver does not, and a header byte that the program forgets to write would look right.
 
 use std::cell::RefCell;
@@ -194,6 +194,11 @@ impl Bench {
             _ => panic!("the verdict is {verdict:?} and the counters of drops rose by {raised:?}"),
         };
         Sent { verdict, frame, dropped }
+    }
+
+    /// Sends a frame through the program, and lets the kernel do what it says.
+    pub fn send_live(&self, frame: &Frame) {
+        self.entrance.live_run(&[&POISON, frame.bytes().as_slice()].concat()).expect("the kernel runs the program");
     }
 
     /// [`Bench::send_bytes`] for a frame in words.

@@ -29,6 +29,8 @@ mod oracle;
 #[cfg(test)]
 mod pruning;
 #[cfg(test)]
+mod redirects;
+#[cfg(test)]
 mod replies;
 #[cfg(test)]
 mod routes;

@@ -221,7 +221,7 @@ fn introduce(address: &str) {
 }
 
 /// Runs `ip` in the thread's namespace, once for each line.
-fn ip(lines: &[&str]) {
+pub fn ip(lines: &[&str]) {
     for line in lines {
         let output = Command::new("ip").args(line.split_whitespace()).output().expect("ip is installed");
         assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
