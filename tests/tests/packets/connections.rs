@@ -1,23 +1,40 @@
 //! Which real server a known connection has, and for how long.
 
 use aya::maps::{HashMap, MapData};
-use lb_common::connection::{ConnectionEntry, FlowKey};
+use lb_common::connection::{ConnectionEntry, Direction, FlowKey};
 use lb_common::drop_reason::DropReason;
 use lb_common::net::Protocol;
 use lb_common::service::ForwardingMethod;
 
-use super::bench::{Bench, TIMEOUTS, in_namespace};
+use super::bench::{Bench, TIMEOUTS, Verdict, in_namespace};
 use super::frame::{ACK, FIN, Frame, PSH, RST, SYN};
+use super::replies::back;
 use super::scene::{FAMILIES, Family, INGRESS, METHODS, PROTOCOLS, answer, opening, real_server, service};
+
+type Table<'a> = HashMap<&'a mut MapData, FlowKey, ConnectionEntry>;
+
+/// The connection table and what is in it.
+fn table(bench: &mut Bench) -> (Table<'_>, Vec<(FlowKey, ConnectionEntry)>) {
+    let map = bench.datapath.ebpf().map_mut("connections").expect("is there");
+    let map = Table::try_from(map).expect("a hash map");
+    let entries = map.iter().collect::<Result<_, _>>().expect("can be read");
+    (map, entries)
+}
 
 /// Makes every connection's last packet `ticks` older; no test waits.
 fn age(bench: &mut Bench, ticks: u32) {
-    let map = bench.datapath.ebpf().map_mut("connections").expect("is there");
-    let mut map = HashMap::<&mut MapData, FlowKey, ConnectionEntry>::try_from(map).expect("a hash map");
-    let entries: Vec<_> = map.iter().collect::<Result<_, _>>().expect("can be read");
+    let (mut map, entries) = table(bench);
     for (flow, mut entry) in entries {
         entry.last_seen = entry.last_seen.wrapping_sub(ticks);
         map.insert(flow, entry, 0).expect("takes it");
+    }
+}
+
+/// Removes the entries of `nat` answers.
+fn forget_answers(bench: &mut Bench) {
+    let (mut map, entries) = table(bench);
+    for (flow, _) in entries.into_iter().filter(|(_, entry)| entry.direction == Direction::Reply) {
+        map.remove(&flow).expect("is there");
     }
 }
 
@@ -62,6 +79,35 @@ fn a_repeated_syn_goes_to_the_same_real_server() {
         // Also from a client that has forgotten its connection: the real server will tell it so (RFC 9293 §3.5.1).
         bench.server_of(&segment(family, 1000, ACK));
         assert_eq!(bench.open(family, 1000), first);
+    });
+}
+
+/// RFC 3168 §6.1.1: such a SYN has ECE and CWR set.
+#[test]
+fn a_syn_that_offers_congestion_notification_opens_a_connection() {
+    each(|bench, _, family| {
+        let first = bench.server_of(&segment(family, 1000, SYN | 0xc0));
+        assert_eq!(bench.server_of(&segment(family, 1000, ACK | 0x40)), first);
+    });
+}
+
+/// The table may give up one entry of the two; half a connection is none.
+#[test]
+fn a_nat_connection_that_lost_its_way_back_is_no_connection() {
+    in_namespace(|| {
+        let mut bench = Bench::serving(ForwardingMethod::Nat, 3);
+        for family in FAMILIES {
+            bench.open(family, 1000);
+            let first = bench.server_of(&opening(service(family, Protocol::Udp), 1000));
+            forget_answers(&mut bench);
+            bench.expect_drop(&segment(family, 1000, ACK).bytes(), DropReason::NoConnection);
+            // A flow is scheduled anew, and has its way back again.
+            let request = opening(service(family, Protocol::Udp), 1000);
+            let second = bench.server_of(&request);
+            assert_eq!(second, first % 3 + 1);
+            let answer = answer(&request, real_server(family, ForwardingMethod::Nat, second), second, 0);
+            bench.expect(&answer, Verdict::Transmit, &back(&answer, &request));
+        }
     });
 }
 

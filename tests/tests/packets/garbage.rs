@@ -184,7 +184,9 @@ fn random_bytes_are_never_sent_on() {
 
 #[test]
 fn random_bytes_behind_good_headers_are_sent_on_only_where_they_make_a_packet() {
-    let to = (select(FAMILIES.as_slice()), 0..METHODS.len(), prop_oneof![Just(6_u8), Just(17), any::<u8>()]);
+    // TCP, UDP, IPv6's extension headers, anything.
+    let protocol = prop_oneof![Just(6_u8), Just(17), select(vec![0_u8, 43, 44, 51, 60]), any::<u8>()];
+    let to = (select(FAMILIES.as_slice()), 0..METHODS.len(), protocol);
     let port = prop_oneof![3 => Just(Some(PORT)), 1 => Just(None)];
     for_frames((to, port, vec(any::<u8>(), 0..80)), |bench, ((family, method, protocol), port, mut bytes)| {
         if let (Some(port), Some(field)) = (port, bytes.get_mut(2..4)) {
