@@ -25,8 +25,8 @@ fn tun_carries_the_packet_in_another() {
 }
 
 #[test]
-fn the_next_packet_of_a_tunnelled_frame_is_a_good_ip_packet() {
-    // The builder's word on its own outer header: its checksum verifies to zero and its length covers the rest.
+fn the_outer_header_that_the_builder_makes_is_a_good_one() {
+    // Its checksum verifies to zero (RFC 1071 §1), and its length covers the rest.
     let request = opening(service(Family::V4, Protocol::Tcp), 1000);
     let bytes = tunnelled(&request, Family::V4).bytes();
     assert_eq!(super::frame::internet_checksum(&bytes[14..34]), 0);
