@@ -2,4 +2,5 @@
 //!
 //! It knows nothing of Evenkeel itself: the daemon is one more program that a test starts in the director's namespace.
 
+pub mod bpf;
 pub mod lab;

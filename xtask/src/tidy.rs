@@ -40,7 +40,7 @@ const UNSAFE: [&str; 6] = [
     "lb-userspace/src/datapath/xdp/detach.rs",
     "lb-userspace/src/host/offload.rs",
     "tests/src/lab/child.rs",
-    "tests/src/lab/xdp_pass.rs",
+    "tests/src/bpf.rs",
 ];
 
 /// `cargo xtask tidy`.

@@ -1,0 +1,230 @@
+//! 100,000 frames that no well-behaved station sends: cut, random, and good ones with a few bytes changed.
+//!
+//! Whatever comes goes up untouched or is dropped and counted once; it is sent on only where [`oracle`] calls it a good
+//! packet of a virtual server, and then it leaves as the oracle says. The kernel takes no test frame below 14 bytes.
+
+use std::fmt::Debug;
+
+use lb_common::net::Protocol;
+use lb_common::service::ForwardingMethod;
+use lb_userspace::model::Service;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use proptest::test_runner::TestRunner;
+
+use super::bench::{Bench, Sent, Verdict, assert_same, in_namespace};
+use super::frame::{ACK, FIN, Frame, PSH, RST, SYN, Transport};
+use super::oracle::{self, Change, Reading};
+use super::scene::{FAMILIES, Family, INGRESS, METHODS, OUR_MAC, PORT, PROTOCOLS, number_of, real_mac, real_server};
+
+/// Of each of the four kinds.
+const CASES: u32 = 25_000;
+
+/// Real servers of each virtual server.
+const SERVERS: u8 = 2;
+
+/// The VIP of the method with this index has its number; behind it are two real servers of its own.
+fn served(family: Family, method: usize, protocol: Protocol) -> Service {
+    let vip = family.vip(u8::try_from(method).expect("one of three"));
+    Service { address: (vip, PORT).into(), protocol }
+}
+
+/// The `which`-th real server of the method with this index.
+fn real_number(method: usize, which: u8) -> u8 {
+    u8::try_from(method).expect("one of three") * SERVERS + which
+}
+
+/// Every method, in both families, by both protocols.
+fn everything() -> Bench {
+    let mut bench = Bench::empty();
+    for family in FAMILIES {
+        for (index, method) in METHODS.into_iter().enumerate() {
+            let numbers: Vec<u8> = (1..=SERVERS).map(|which| real_number(index, which)).collect();
+            numbers.iter().for_each(|n| bench.way(family, *n, INGRESS, 1500));
+            let reals: Vec<_> = numbers.iter().map(|n| (real_server(family, method, *n), 1)).collect();
+            PROTOCOLS.into_iter().for_each(|protocol| bench.serve(served(family, index, protocol), method, &reals));
+        }
+    }
+    bench
+}
+
+/// A frame out of `sent_on` was a good packet of a virtual server, and is what forwarding makes of it.
+fn check_forwarded(input: &[u8], sent: &Sent) {
+    let reading = oracle::read(input).unwrap_or_else(|| panic!("sent on, but it is no good packet"));
+    let (method, service) = match service_of(&reading) {
+        Some(found) => found,
+        None => return check_answer(input, &reading, sent),
+    };
+    let n = number_of(&sent.frame[..6]).expect("the address of a real server");
+    assert!((1..=SERVERS).any(|which| real_number(method, which) == n), "real server {n} is not of {service}");
+    let real = real_server(reading.family, METHODS[method], n);
+    let changed = |change, actual: &[u8]| {
+        let frame = reading.forwarded(input, change, actual);
+        [&real_mac(n), &OUR_MAC, &frame[12..]].concat()
+    };
+    let expected = match METHODS[method] {
+        ForwardingMethod::Nat => changed(Change::Destination(real), &sent.frame),
+        ForwardingMethod::Dr => changed(Change::Nothing, &sent.frame),
+        ForwardingMethod::Tun => {
+            let outer = if reading.family == Family::V4 { 20 } else { 40 };
+            let inner = [&sent.frame[..14], &sent.frame[14 + outer..]].concat();
+            reading.wrapped(&changed(Change::Nothing, &inner), reading.family.director(), real.ip())
+        }
+    };
+    assert_same(&sent.frame, &expected, &"a request");
+}
+
+/// As [`check_forwarded`], for what is not to a virtual server: it must be from a real server reached by `nat`.
+fn check_answer(input: &[u8], reading: &Reading, sent: &Sent) {
+    let mut reals =
+        (1..=SERVERS).map(|which| real_server(reading.family, ForwardingMethod::Nat, real_number(0, which)));
+    assert!(reals.any(|real| real == reading.source), "sent on, but of no virtual server");
+    let vip = served(reading.family, 0, Protocol::Tcp).address;
+    let frame = reading.forwarded(input, Change::Source(vip), &sent.frame);
+    // To whichever station the request came from.
+    assert_same(&sent.frame, &[&sent.frame[..6], &OUR_MAC, &frame[12..]].concat(), &"an answer");
+}
+
+/// The virtual server that a packet is to, and the index of its method.
+fn service_of(reading: &Reading) -> Option<(usize, Service)> {
+    let protocol = PROTOCOLS.into_iter().find(|protocol| *protocol as u32 == u32::from(reading.protocol))?;
+    let all = (0..METHODS.len()).map(|method| (method, served(reading.family, method, protocol)));
+    all.into_iter().find(|(_, service)| service.address == reading.destination)
+}
+
+/// A frame that may be good: it passes as it is, is dropped, or is forwarded as it should be.
+fn check(bench: &Bench, input: &[u8]) -> Verdict {
+    let sent = bench.send_bytes(input);
+    match sent.verdict {
+        Verdict::Pass => assert_same(&sent.frame, input, &"what passed"),
+        Verdict::Drop => {}
+        Verdict::Transmit => check_forwarded(input, &sent),
+        Verdict::Redirect | Verdict::Aborted => panic!("{:?}, but there is no other interface", sent.verdict),
+    }
+    // The other way round: nothing stands against a good packet that opens a connection.
+    if let Some(reading) = oracle::read(input)
+        && service_of(&reading).is_some()
+        && (reading.protocol == 17 || reading.is_syn(input))
+    {
+        assert_eq!(sent.verdict, Verdict::Transmit, "dropped: {:?}", sent.dropped);
+    }
+    sent.verdict
+}
+
+/// A frame that is not good: it must not be sent on.
+fn check_bad(bench: &Bench, input: &[u8]) {
+    let verdict = check(bench, input);
+    assert!(matches!(verdict, Verdict::Pass | Verdict::Drop), "{verdict:?}");
+}
+
+/// Runs `test` on [`CASES`] frames; a failure is shown as small as it can be made.
+fn for_frames<T: Debug>(frames: impl Strategy<Value = T> + Send, test: impl Fn(&Bench, T) + Send) {
+    in_namespace(move || {
+        let bench = everything();
+        let config = ProptestConfig { cases: CASES, failure_persistence: None, ..Default::default() };
+        let result = TestRunner::new(config).run(&frames, |frame| {
+            test(&bench, frame);
+            Ok(())
+        });
+        result.unwrap_or_else(|failure| panic!("{failure}"));
+    });
+}
+
+/// A good packet: to a virtual server, or the answer of a real server.
+fn good() -> impl Strategy<Value = Frame> {
+    let who = (select(FAMILIES.as_slice()), 0..METHODS.len(), select(PROTOCOLS.as_slice()), 1000..1008_u16);
+    let flags = select(vec![SYN, SYN, SYN, ACK, ACK | PSH, FIN | ACK, RST, SYN | ACK]);
+    let answer = prop_oneof![3 => Just(None), 1 => (1..=SERVERS).prop_map(Some)];
+    let marks = (2..=255_u8, any::<u8>(), any::<u16>(), any::<bool>(), 0..0x10_0000_u32);
+    let sizes = (vec(any::<u8>(), 0..40), 0..4_usize, prop_oneof![Just(0), 1..8_usize]);
+    (who, flags, answer, marks, sizes).prop_map(|(who, flags, answer, marks, sizes)| {
+        let (family, method, protocol, port) = who;
+        let transport = match protocol {
+            Protocol::Tcp => Transport::Tcp { flags },
+            Protocol::Udp => Transport::Udp { has_checksum: family == Family::V6 || flags != RST },
+        };
+        let (client, to_vip) = (family.client(port), served(family, method, protocol).address);
+        let frame = match answer {
+            None => Frame::new(client, to_vip, transport),
+            Some(which) => {
+                let real = real_server(family, ForwardingMethod::Nat, which);
+                Frame::new(real, client, transport).macs(real_mac(which), OUR_MAC)
+            }
+        };
+        let (ttl, class, identification, dont_fragment, flow_label) = marks;
+        let (payload, options, padding) = sizes;
+        let options = if family == Family::V4 { vec![1; options * 4] } else { Vec::new() };
+        let padding = vec![0xaa; padding];
+        Frame { ttl, class, identification, dont_fragment, flow_label, payload, options, padding, ..frame }
+    })
+}
+
+#[test]
+fn a_cut_packet_is_never_sent_on() {
+    for_frames((good(), any::<Index>()), |bench, (frame, cut)| {
+        let whole = Frame { padding: Vec::new(), ..frame }.bytes();
+        check_bad(bench, &whole[..14 + cut.index(whole.len() - 14)]);
+        // The whole one goes through, so that cut ones meet a table that knows them.
+        check(bench, &whole);
+    });
+}
+
+#[test]
+fn random_bytes_are_never_sent_on() {
+    let ours = prop_oneof![
+        2 => Just(Vec::new()),
+        1 => Just([&OUR_MAC[..], &[2, 0, 0, 0, 0, 9, 8, 0, 0x45]].concat()),
+        1 => Just([&OUR_MAC[..], &[2, 0, 0, 0, 0, 9, 0x86, 0xdd, 0x60]].concat()),
+    ];
+    for_frames((ours, vec(any::<u8>(), 14..160)), |bench, (start, bytes)| {
+        check_bad(bench, &[start, bytes].concat());
+    });
+}
+
+#[test]
+fn random_bytes_behind_good_headers_are_sent_on_only_where_they_make_a_packet() {
+    // TCP, UDP, IPv6's extension headers, anything.
+    let protocol = prop_oneof![Just(6_u8), Just(17), select(vec![0_u8, 43, 44, 51, 60]), any::<u8>()];
+    let to = (select(FAMILIES.as_slice()), 0..METHODS.len(), protocol);
+    let port = prop_oneof![3 => Just(Some(PORT)), 1 => Just(None)];
+    for_frames((to, port, vec(any::<u8>(), 0..80)), |bench, ((family, method, protocol), port, mut bytes)| {
+        if let (Some(port), Some(field)) = (port, bytes.get_mut(2..4)) {
+            field.copy_from_slice(&port.to_be_bytes());
+        }
+        let vip = served(family, method, Protocol::Tcp).address;
+        check(bench, &Frame::new(family.client(0), vip, Transport::Other { protocol }).payload(&bytes).bytes());
+    });
+}
+
+#[test]
+fn a_packet_with_changed_bytes_is_sent_on_only_where_it_is_still_good() {
+    let mutations = vec((any::<Index>(), 1..=255_u8), 1..=3);
+    // Half of the changes to the headers, where they tell.
+    for_frames((good(), mutations, any::<bool>()), |bench, (frame, mutations, in_headers)| {
+        let mut bytes = frame.bytes();
+        let range = if in_headers { bytes.len().min(62) } else { bytes.len() };
+        for (at, change) in mutations {
+            bytes[at.index(range)] ^= change;
+        }
+        check(bench, &bytes);
+    });
+}
+
+#[test]
+fn every_prefix_of_a_packet_passes_or_is_dropped() {
+    in_namespace(|| {
+        let bench = everything();
+        for family in FAMILIES {
+            for method in 0..METHODS.len() {
+                for protocol in PROTOCOLS {
+                    let to = served(family, method, protocol);
+                    let whole = super::scene::opening(to, 2000).payload(b"payload").bytes();
+                    (14..whole.len()).for_each(|length| check_bad(&bench, &whole[..length]));
+                    assert_eq!(check(&bench, &whole), Verdict::Transmit);
+                    (14..whole.len()).for_each(|length| check_bad(&bench, &whole[..length]));
+                }
+            }
+        }
+    });
+}

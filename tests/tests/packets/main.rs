@@ -1,0 +1,44 @@
+//! Packets in, verdicts and packets out: the XDP programs, run by BPF_PROG_TEST_RUN on frames that these tests build.
+//!
+//! Every frame out is compared byte for byte with one that [`frame`] builds from scratch, checksums included; nothing
+//! expected comes from the code under test. Nothing is attached, and each test has a network namespace of its own.
+
+// `cfg(test)` stands at each module because clippy looks for it there, to allow what it allows in tests.
+#[cfg(test)]
+mod bench;
+#[cfg(test)]
+mod connections;
+#[cfg(test)]
+mod counters;
+#[cfg(test)]
+mod decapsulation;
+#[cfg(test)]
+mod drops;
+#[cfg(test)]
+mod forwarding;
+#[cfg(test)]
+mod frame;
+#[cfg(test)]
+mod garbage;
+#[cfg(test)]
+mod headers;
+#[cfg(test)]
+mod headroom;
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod pruning;
+#[cfg(test)]
+mod redirects;
+#[cfg(test)]
+mod replies;
+#[cfg(test)]
+mod routes;
+#[cfg(test)]
+mod scene;
+#[cfg(test)]
+mod scheduling;
+#[cfg(test)]
+mod tables;
+#[cfg(test)]
+mod untouched;
