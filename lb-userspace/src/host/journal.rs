@@ -62,8 +62,15 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(journal),
             Err(error) => return Err(error),
         };
-        let mut lines = text.lines();
-        let place: Place = serde_json::from_str(lines.next().unwrap_or_default()).map_err(invalid)?;
+        // A line without its end was cut off by a crash, and what it tells of was not done.
+        let end = text.rfind('\n').map_or(0, |last| last + 1);
+        let (whole, cut_off) = text.split_at(end);
+        if !cut_off.is_empty() {
+            OpenOptions::new().write(true).open(path)?.set_len(whole.len() as u64)?;
+        }
+        let mut lines = whole.lines();
+        let Some(first) = lines.next() else { return Ok(journal) };
+        let place: Place = serde_json::from_str(first).map_err(invalid)?;
         let changes = lines.map(serde_json::from_str).collect::<Result<Vec<HostChange>, _>>().map_err(invalid)?;
         if place == journal.here {
             journal.changes = changes;
@@ -205,7 +212,22 @@ mod tests {
     fn a_file_that_is_no_journal_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.journal");
-        fs::write(&path, "{").unwrap();
+        fs::write(&path, "{}\n").unwrap();
         assert_eq!(Journal::open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_line_that_a_crash_cut_off_costs_no_other() {
+        let (_directory, mut journal) = written(&Place::here().unwrap());
+        journal.record(change("rx-lro")).unwrap();
+        let text = fs::read_to_string(&journal.path).unwrap();
+        for cut in 1..text.len() {
+            fs::write(&journal.path, &text[..cut]).unwrap();
+            let mut opened = Journal::open(&journal.path).unwrap();
+            let whole = text[..cut].matches('\n').count().saturating_sub(1);
+            assert_eq!(opened.changes().len(), whole, "cut at {cut}");
+            opened.record(change("rx-gro-hw")).unwrap();
+            assert_eq!(Journal::open(&journal.path).unwrap().changes().len(), whole + 1, "cut at {cut}");
+        }
     }
 }

@@ -216,7 +216,7 @@ fn a_broken_journal_is_put_aside() -> Result<()> {
     let lab = lab(Forwarding::Nat, Arms::One)?;
     let setup = Setup::of(&lab);
     std::fs::create_dir(&setup.runtime)?;
-    std::fs::write(setup.runtime.join("test.journal"), "{")?;
+    std::fs::write(setup.runtime.join("test.journal"), "{}\n")?;
     let mut daemon = Daemon::start(&lab, setup)?;
     ensure!(daemon.process.log().contains("the journal of changes is broken"), "{}", daemon.process.log());
     ensure!(daemon.setup.runtime.join("test.journal.broken").exists());
