@@ -11,6 +11,8 @@ pub enum NextHopState {
     Unresolved = 0,
     /// Known: the fields beside it are used as they stand.
     Resolved = 1,
+    /// There is none that the forwarding method could use: packets are dropped.
+    Unusable = 2,
 }
 
 /// The way to a real server's first hop, resolved by user space from netlink.
@@ -40,6 +42,9 @@ impl NextHop {
         destination: MacAddress::ZERO,
         source: MacAddress::ZERO,
     };
+
+    /// Known to be of no use.
+    pub const UNUSABLE: Self = Self { state: NextHopState::Unusable, ..Self::UNRESOLVED };
 }
 
 /// Value of `real_servers`: one real server of one virtual server.

@@ -79,15 +79,17 @@ pub fn insert(flow: &FlowKey, entry: &ConnectionEntry) -> Result<(), DropReason>
 /// Forgets the entry of `flow`.
 #[inline(always)]
 pub fn remove(flow: &FlowKey) {
-    // It fails only where the entry is gone already.
-    let _gone = maps::CONNECTIONS.remove(flow);
+    match maps::CONNECTIONS.remove(flow) {
+        Ok(()) => {}
+        Err(_) => {} // gone already
+    }
 }
 
-/// The state of a new entry, made for a packet with `flags`.
+/// The state that a connection's first packet gives it.
 #[inline(always)]
-pub fn first_state(protocol: Protocol, flags: u8) -> ConnectionState {
+pub fn first_state(protocol: Protocol) -> ConnectionState {
     match protocol {
-        Protocol::Tcp => after(ConnectionState::SynReceived, flags),
+        Protocol::Tcp => ConnectionState::SynReceived,
         Protocol::Udp => ConnectionState::Udp,
     }
 }

@@ -43,6 +43,7 @@ pub fn to_real_server(
     let egress = match hop.state {
         NextHopState::Resolved if length > hop.mtu => return Err(DropReason::PacketTooBig),
         NextHopState::Resolved => Egress { ifindex: hop.ifindex, destination: hop.destination, source: hop.source },
+        NextHopState::Unusable => return Err(DropReason::NoRoute),
         NextHopState::Unresolved => {
             let mut egress = Egress::NOWHERE;
             match route(ctx, source, &real.address, length, &mut egress) {
@@ -62,12 +63,17 @@ pub fn to_real_server(
 pub fn to_client(ctx: *mut xdp_md, packet: &Packet, entry: &ConnectionEntry) -> Result<Egress, DropReason> {
     let mut egress = Egress::NOWHERE;
     match route(ctx, &entry.vip, &packet.flow.destination, packet.length, &mut egress) {
-        answer::SUCCESS => permitted(ctx, egress),
-        answer::FRAGMENTATION_NEEDED => Err(DropReason::PacketTooBig),
-        answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => Err(DropReason::NoRoute),
-        // Local, no route, no neighbour, forwarding off.
-        _ => Ok(Egress { ifindex: entry.client_ifindex, destination: entry.client_mac, source: entry.director_mac }),
+        answer::SUCCESS => {
+            if let Ok(egress) = permitted(ctx, egress) {
+                return Ok(egress);
+            }
+        }
+        answer::FRAGMENTATION_NEEDED => return Err(DropReason::PacketTooBig),
+        answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => return Err(DropReason::NoRoute),
+        _ => {} // local, no route, no neighbour, forwarding off
     }
+    let back = Egress { ifindex: entry.client_ifindex, destination: entry.client_mac, source: entry.director_mac };
+    permitted(ctx, back)
 }
 
 /// Writes the Ethernet header for `egress` and sends the frame there.

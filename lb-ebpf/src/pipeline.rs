@@ -6,7 +6,7 @@
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::info;
-use lb_common::connection::{ConnectionEntry, Direction, FlowKey};
+use lb_common::connection::{ConnectionEntry, ConnectionState, Direction, FlowKey};
 use lb_common::counters::Counters;
 use lb_common::drop_reason::DropReason;
 use lb_common::net::Protocol;
@@ -45,10 +45,13 @@ fn request(ctx: &XdpContext, packet: &Packet, service: &VirtualServerEntry) -> R
     parse::validate(ctx, packet)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     let known = known_real_server(packet, service, flags);
-    let (Choice { index, real }, is_complete) = match known {
+    let (Choice { index, real }, entries) = match known {
         Some(known) => known,
         None if packet.flow.protocol == Protocol::Tcp && !is_opening(flags) => return Err(DropReason::NoConnection),
-        None => (schedule::choose(service)?, false),
+        None => {
+            let state = conntrack::first_state(packet.flow.protocol);
+            (schedule::choose(service)?, Entries::Missing(state))
+        }
     };
     let egress = match real.forwarding {
         ForwardingMethod::Nat | ForwardingMethod::Dr => {
@@ -61,8 +64,8 @@ fn request(ctx: &XdpContext, packet: &Packet, service: &VirtualServerEntry) -> R
             forward::to_real_server(ctx.ctx, real, &real.tunnel_source, length)?
         }
     };
-    if !is_complete {
-        remember(ctx.ctx, packet, index, real, flags)?;
+    if let Entries::Missing(state) = entries {
+        remember(ctx.ctx, packet, index, real, state)?;
     }
     log(ctx, packet, index);
     let verdict = deliver(ctx, packet, real, &egress)?;
@@ -95,16 +98,13 @@ fn reply(ctx: &XdpContext, packet: &Packet, connection: Connection) -> Result<Ve
     parse::validate(ctx, packet)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     let entry = connection.entry();
-    let real = maps::REAL_SERVERS.get(entry.real_server).ok_or(DropReason::NoConnection)?;
     if is_accepting(flags) && conntrack::is_closing(entry) {
         // Our connection has ended, so this answers one that the client has opened to the real server itself, with a port
         // that it used before: leave it and what follows alone.
         conntrack::remove(&packet.flow);
         return Ok(Verdict::Pass);
     }
-    if !is_valid(entry) {
-        return Err(DropReason::NoConnection);
-    }
+    let real = real_server_of(entry).ok_or(DropReason::NoConnection)?;
     let egress = forward::to_client(ctx.ctx, packet, entry)?;
     let moved_on = connection.touch(flags);
     if moved_on || is_closing(flags) {
@@ -120,10 +120,17 @@ fn reply(ctx: &XdpContext, packet: &Packet, connection: Connection) -> Result<Ve
     Ok(verdict)
 }
 
-/// The real server of the packet's connection, unless the packet opens a new one; and whether the table still has all
-/// of the connection's entries.
+/// Whether the table has all entries of a connection.
+#[derive(Clone, Copy)]
+enum Entries {
+    Complete,
+    /// Some must be made, in this state.
+    Missing(ConnectionState),
+}
+
+/// The real server of the packet's connection, unless the packet opens a new one.
 #[inline(always)]
-fn known_real_server(packet: &Packet, service: &VirtualServerEntry, flags: u8) -> Option<(Choice, bool)> {
+fn known_real_server(packet: &Packet, service: &VirtualServerEntry, flags: u8) -> Option<(Choice, Entries)> {
     let connection = conntrack::lookup(&packet.flow, Direction::Request)?;
     let entry = connection.entry();
     if is_opening(flags) && conntrack::is_closing(entry) {
@@ -131,12 +138,12 @@ fn known_real_server(packet: &Packet, service: &VirtualServerEntry, flags: u8) -
     }
     let choice = schedule::recall(entry.real_server, service, entry.generation)?;
     connection.touch(flags);
-    let is_complete = match choice.real.forwarding {
+    let entries = match choice.real.forwarding {
         // The reply's entry ages by the same packets; where it was evicted, the answer would not find its way.
-        ForwardingMethod::Nat => touch_reply(packet, choice.real, flags),
-        ForwardingMethod::Dr | ForwardingMethod::Tun => true,
+        ForwardingMethod::Nat if !touch_reply(packet, choice.real, flags) => Entries::Missing(entry.state),
+        ForwardingMethod::Nat | ForwardingMethod::Dr | ForwardingMethod::Tun => Entries::Complete,
     };
-    Some((choice, is_complete))
+    Some((choice, entries))
 }
 
 /// Notes the packet in the entry of its connection's other direction; false where there is none, or another connection's.
@@ -153,7 +160,9 @@ fn touch_reply(packet: &Packet, real: &RealServerEntry, flags: u8) -> bool {
 /// Keeps the client's direction of a connection alive by a reply, and notes there that the real server closes it.
 #[inline(never)]
 fn touch_request(packet: &Packet, entry: &ConnectionEntry, flags: u8) {
-    if let Some(other) = conntrack::lookup(&request_flow(packet, entry), Direction::Request) {
+    let Some(other) = conntrack::lookup(&request_flow(packet, entry), Direction::Request) else { return };
+    // The client may have opened its next connection with the same port, to another real server.
+    if other.entry().real_server == entry.real_server && other.entry().generation == entry.generation {
         // Only the client's own segments establish the connection.
         other.touch(flags & (tcp_flag::FIN | tcp_flag::RST));
     }
@@ -168,7 +177,7 @@ fn remember(
     packet: &Packet,
     index: u32,
     real: &RealServerEntry,
-    flags: u8,
+    state: ConnectionState,
 ) -> Result<(), DropReason> {
     let mut entry = ConnectionEntry {
         vip: packet.flow.destination,
@@ -179,7 +188,7 @@ fn remember(
         // SAFETY: the context is valid for as long as the program runs.
         client_ifindex: unsafe { (*ctx).ingress_ifindex },
         direction: Direction::Reply,
-        state: conntrack::first_state(packet.flow.protocol, flags),
+        state,
         real_server: index,
         generation: real.generation,
         last_seen: conntrack::tick(),
@@ -188,7 +197,7 @@ fn remember(
         ForwardingMethod::Nat => {
             let back = reply_flow(packet, real);
             if let Some(other) = conntrack::live_rival(&back, &entry)
-                && is_valid(other)
+                && real_server_of(other).is_some()
             {
                 return Err(DropReason::TupleInUse);
             }
@@ -200,10 +209,10 @@ fn remember(
     conntrack::insert(&packet.flow, &entry)
 }
 
-/// Whether the real server that the entry names is still the one it was made for.
+/// The real server that the entry names, if it is still the one that the entry was made for.
 #[inline(always)]
-fn is_valid(entry: &ConnectionEntry) -> bool {
-    maps::REAL_SERVERS.get(entry.real_server).is_some_and(|real| real.generation == entry.generation)
+fn real_server_of(entry: &ConnectionEntry) -> Option<&'static RealServerEntry> {
+    maps::REAL_SERVERS.get(entry.real_server).filter(|real| real.generation == entry.generation)
 }
 
 /// The tuple of `real`'s answers to the packet, before they are rewritten.

@@ -15,7 +15,7 @@ use crate::control::protocol::{Request, Response};
 use crate::control::server::{self, Call};
 use crate::datapath::xdp::attach::{self, AttachedMode, Attachment};
 use crate::datapath::xdp::object::{self, LoadOptions};
-use crate::datapath::xdp::{XdpDatapath, packet_log};
+use crate::datapath::xdp::{XdpDatapath, packet_log, pins};
 use crate::datapath::{DatapathError, Servers, ServiceTable};
 use crate::error::chain;
 use crate::host::journal::HostChange;
@@ -66,6 +66,8 @@ struct Daemon {
     datapath: XdpDatapath,
     instance: Instance,
     since: Instant,
+    /// Why the last comparison with the configuration failed.
+    failure: Option<String>,
 }
 
 impl Daemon {
@@ -84,6 +86,9 @@ impl Daemon {
         let resolver = Resolver::new(handle, instance.journal(), targets(&config));
         let resolution = first_resolution(&resolver).await?;
         refuse(ways::problems(&config, &resolution))?;
+        for warning in ways::warnings(&config, &resolution) {
+            warn!("{warning}");
+        }
         set_ways(&mut datapath, &resolution)?;
         for link in &links {
             datapath.set_interface(link.index, link.mac)?;
@@ -94,12 +99,18 @@ impl Daemon {
             tasks.push(packet_log::spawn(datapath.ebpf())?);
         }
 
-        take_over(&config, &mut instance)?;
+        let mode = attach::mode_for(&links, config.xdp.mode);
+        let in_place = attach::can_replace(&links, mode, instance.pins());
+        take_over(&config, &mut instance, if in_place { &links } else { &[] })?;
         for link in &links {
             disable_offloads(&instance, link, &[offload::LRO])?;
         }
         instance.pins().pin_maps(datapath.ebpf())?;
-        let attachments = attach::attach_all(datapath.ebpf(), &links, config.xdp.mode, instance.pins())?;
+        let attachments = if in_place {
+            attach::replace_all(datapath.ebpf(), &links, instance.pins())?
+        } else {
+            attach::attach_all(datapath.ebpf(), &links, mode, instance.pins())?
+        };
         for (attachment, link) in attachments.iter().zip(&links) {
             if attachment.mode == AttachedMode::Generic {
                 disable_offloads(&instance, link, &offload::GENERIC)?;
@@ -113,7 +124,18 @@ impl Daemon {
         tasks.push(tokio::spawn(server::serve(listener, calls_sender)));
         tasks.push(tokio::spawn(nexthop::watch(resolver, resolutions_sender)));
         let since = Instant::now();
-        Ok(Self { config, resolution, resolutions, calls, tasks, attachments, datapath, instance, since })
+        Ok(Self {
+            config,
+            resolution,
+            resolutions,
+            calls,
+            tasks,
+            attachments,
+            datapath,
+            instance,
+            since,
+            failure: None,
+        })
     }
 
     async fn serve(mut self, mut signals: Signals) {
@@ -137,9 +159,11 @@ impl Daemon {
                     drop(answer.send(self.answer(&request)));
                 }
                 _ = period.tick() => {
-                    if let Err(error) = reconcile(&mut self.datapath, &desired(&self.config)) {
-                        error!(error = chain(&error), "the data path is not as configured");
+                    let failure = reconcile(&mut self.datapath, &desired(&self.config)).err().map(|error| chain(&error));
+                    if let Some(error) = failure.as_ref().filter(|_| failure != self.failure) {
+                        error!(error, "the data path is not as configured");
                     }
+                    self.failure = failure;
                 }
             }
         }
@@ -155,9 +179,9 @@ impl Daemon {
                 log_found(*address, found);
             }
         }
-        let known = ways::problems(&self.config, &self.resolution);
-        for problem in ways::problems(&self.config, &resolution).iter().filter(|problem| !known.contains(problem)) {
-            warn!("{problem}");
+        let known = ways::warnings(&self.config, &self.resolution);
+        for warning in ways::warnings(&self.config, &resolution).iter().filter(|warning| !known.contains(warning)) {
+            warn!("{warning}");
         }
         let mut result = set_ways(&mut self.datapath, &resolution);
         for attachment in &mut self.attachments {
@@ -217,12 +241,14 @@ fn interfaces(config: &Config, instance: &Instance, links: Vec<Link>) -> Result<
     Ok(wanted)
 }
 
-/// Takes the place of an earlier daemon of the instance that has died.
-fn take_over(config: &Config, instance: &mut Instance) -> Result<(), StartError> {
-    let undone = instance.take_over(|change| match change {
+/// Takes the place of an earlier daemon of the instance that has died; its program stays on the interfaces in `keep`.
+fn take_over(config: &Config, instance: &mut Instance, keep: &[Link]) -> Result<(), StartError> {
+    let keep: Vec<u32> = keep.iter().map(|link| link.index).collect();
+    let undone = instance.take_over(&keep, |change| match change {
         HostChange::NeighbourManaged { .. } => true,
         HostChange::OffloadDisabled { interface, feature } => {
-            let generic = config.xdp.mode == XdpMode::Generic;
+            // Whether `auto` ends in generic mode is seen later; then what was off stays off.
+            let generic = config.xdp.mode != XdpMode::Native;
             config.xdp.interfaces.contains(interface) && (generic || feature == offload::LRO)
         }
     })?;
@@ -236,9 +262,15 @@ fn take_over(config: &Config, instance: &mut Instance) -> Result<(), StartError>
 }
 
 fn disable_offloads(instance: &Instance, link: &Link, features: &[&'static str]) -> Result<(), StartError> {
-    // A device that knows no features at all aggregates nothing.
-    for feature in offload::active(&link.name, features).unwrap_or_default() {
-        let interface = link.name.clone();
+    let interface = || link.name.clone();
+    let active = match offload::active(&link.name, features) {
+        Ok(active) => active,
+        // A device that knows no features at all aggregates nothing.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Vec::new(),
+        Err(source) => return Err(StartError::Features { interface: interface(), source }),
+    };
+    for feature in active {
+        let interface = interface();
         instance.disable_offload(&link.name, feature).map_err(|source| StartError::Offload {
             interface,
             feature,
@@ -259,7 +291,7 @@ fn load(config: &Config) -> Result<XdpDatapath, StartError> {
         packet_log: config.xdp.packet_log,
         timeouts: Timeouts::ipvs_defaults(crate::host::jiffies_per_second()),
     };
-    Ok(XdpDatapath::new(object::load(attach::PROGRAM, &attach::MAPS, &options)?)?)
+    Ok(XdpDatapath::new(object::load(attach::PROGRAM, &pins::MAPS, &options)?)?)
 }
 
 /// Places for `count` real servers and as many again, so that `bpftool map dump` prints few empty ones.
@@ -313,7 +345,8 @@ fn log_found(address: std::net::IpAddr, found: &Found) {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
+    /// What operators send to other daemons to reload or to dump their state; dying of it would take the service down.
+    ignored: [Signal; 3],
 }
 
 impl Signals {
@@ -322,18 +355,24 @@ impl Signals {
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
-            hangup: listen(SignalKind::hangup())?,
+            ignored: [
+                listen(SignalKind::hangup())?,
+                listen(SignalKind::user_defined1())?,
+                listen(SignalKind::user_defined2())?,
+            ],
         })
     }
 
     /// The name of the signal that asks to stop.
     async fn stop(&mut self) -> &'static str {
+        let Self { terminate, interrupt, ignored: [hangup, user1, user2] } = self;
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                // Operators send it to reload; dying of it would take the service down.
-                _ = self.hangup.recv() => warn!("SIGHUP ignored: reload is not available yet, restart instead"),
+                _ = terminate.recv() => return "SIGTERM",
+                _ = interrupt.recv() => return "SIGINT",
+                _ = hangup.recv() => warn!("SIGHUP ignored: reload is not available yet, restart instead"),
+                _ = user1.recv() => warn!("SIGUSR1 ignored: `evenkeel status` shows the state"),
+                _ = user2.recv() => warn!("SIGUSR2 ignored: `evenkeel status` shows the counters"),
             }
         }
     }

@@ -4,7 +4,7 @@
 //! daemon left goes on working until [`Instance::take_over`]; a start that fails before then leaves it as it is.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -120,6 +120,9 @@ pub struct Instance {
     journal: Arc<Mutex<Journal>>,
     /// The journal's changes that an earlier daemon made, while what it left still stands.
     inherited: Option<Vec<HostChange>>,
+    /// What an unreadable journal held, as far as it can be said.
+    lost: Vec<String>,
+    is_disposed: bool,
     _lock: Flock<File>,
     _pins_lock: Flock<File>,
 }
@@ -136,7 +139,7 @@ impl Instance {
         pins.check()?;
         paths.make_directory().map_err(io_error(&paths.directory))?;
         let lock = lock(&paths)?;
-        let (pins_lock, journal) = match prepare(&paths, &pins) {
+        let (pins_lock, journal, lost) = match prepare(&paths, &pins) {
             Ok(prepared) => prepared,
             Err(error) => {
                 release(&paths);
@@ -145,7 +148,8 @@ impl Instance {
         };
         let left = pins.exist() || paths.socket().exists() || !journal.changes().is_empty();
         let inherited = left.then(|| journal.changes().to_vec());
-        Ok(Self { paths, pins, journal: Arc::new(Mutex::new(journal)), inherited, _lock: lock, _pins_lock: pins_lock })
+        let journal = Arc::new(Mutex::new(journal));
+        Ok(Self { paths, pins, journal, inherited, lost, is_disposed: false, _lock: lock, _pins_lock: pins_lock })
     }
 
     /// Where the control socket belongs.
@@ -163,15 +167,20 @@ impl Instance {
         Arc::clone(&self.journal)
     }
 
-    /// Makes what an earlier daemon has left ours: its program is detached and its socket goes now, its changes on the host
-    /// with ours, but for those that `still_wanted` denies, which are undone now.
+    /// Makes what an earlier daemon has left ours: its maps' pins, its socket, and its program go now, but for the program on
+    /// the interfaces in `keep`; its changes on the host go with ours, but for those that `still_wanted` denies, which are
+    /// undone now.
     ///
     /// # Errors
     ///
     /// When a pin or the socket cannot be removed.
-    pub fn take_over(&mut self, still_wanted: impl Fn(&HostChange) -> bool) -> Result<Undone, InstanceError> {
+    pub fn take_over(
+        &mut self,
+        keep: &[u32],
+        still_wanted: impl Fn(&HostChange) -> bool,
+    ) -> Result<Undone, InstanceError> {
         let Some(inherited) = self.inherited.take() else { return Ok(Undone::default()) };
-        let mut undone = self.remove_files()?;
+        let mut undone = self.remove_files(keep)?;
         let stale: Vec<HostChange> = inherited.into_iter().filter(|change| !still_wanted(change)).collect();
         undo::changes(&mut self.journal_now(), &stale, &mut undone);
         Ok(undone)
@@ -201,7 +210,9 @@ impl Instance {
     /// When a pin or the socket cannot be removed.
     pub fn dispose(&mut self) -> Result<Undone, InstanceError> {
         self.inherited = None;
-        let mut undone = self.remove_files()?;
+        self.is_disposed = true;
+        let mut undone = self.remove_files(&[])?;
+        undone.failed.append(&mut self.lost);
         let mut journal = self.journal_now();
         let changes = journal.changes().to_vec();
         undo::changes(&mut journal, &changes, &mut undone);
@@ -226,11 +237,13 @@ impl Instance {
         undone
     }
 
-    fn remove_files(&self) -> Result<Undone, InstanceError> {
+    fn remove_files(&self, keep: &[u32]) -> Result<Undone, InstanceError> {
         let mut undone = Undone::default();
         if self.pins.exist() {
-            self.pins.clear()?;
-            undone.done.push(format!("XDP program detached, pins in {} removed", self.pins.directory().display()));
+            self.pins.clear(keep)?;
+            let program =
+                if keep.is_empty() { "XDP program detached" } else { "XDP program to be replaced in its place" };
+            undone.done.push(format!("{program}, pins in {} removed", self.pins.directory().display()));
         }
         let socket = self.paths.socket();
         match fs::remove_file(&socket) {
@@ -250,6 +263,7 @@ impl Drop for Instance {
     fn drop(&mut self) {
         let undone = match self.inherited.take() {
             Some(inherited) => Ok(self.step_back(&inherited)),
+            None if self.is_disposed => Ok(Undone::default()),
             None => self.dispose(),
         };
         match undone {
@@ -270,52 +284,58 @@ impl Drop for Instance {
     }
 }
 
-/// What comes after the lock and can fail: the lock on the pins, and the journal.
-fn prepare(paths: &Paths, pins: &Pins) -> Result<(Flock<File>, Journal), InstanceError> {
-    let pins_lock = match Flock::lock(pins.open()?, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => lock,
-        Err((_, Errno::EWOULDBLOCK)) => return Err(InstanceError::PinsInUse(pins.directory().to_owned())),
-        Err((_, errno)) => return Err(io_error(pins.directory())(errno.into())),
-    };
+/// What comes after the lock and can fail: the lock on the pins, and the journal with a word on what it has lost.
+fn prepare(paths: &Paths, pins: &Pins) -> Result<(Flock<File>, Journal, Vec<String>), InstanceError> {
     let path = paths.journal();
-    match Journal::open(&path) {
-        Ok(journal) => {
-            for change in journal.elsewhere() {
-                warn!("{}: made by an earlier daemon in another network namespace, not undone", undo::describe(change));
-            }
-            Ok((pins_lock, journal))
-        }
+    let (journal, lost) = match Journal::open(&path) {
+        Ok(journal) => (journal, Vec::new()),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             let aside = path.with_extension("journal.broken");
             warn!(%error, kept = %aside.display(), "the journal of changes is broken; what it held is not undone");
-            fs::rename(&path, aside).map_err(io_error(&path))?;
-            Ok((pins_lock, Journal::open(&path).map_err(io_error(&path))?))
+            fs::rename(&path, &aside).map_err(io_error(&path))?;
+            let lost = format!("what the broken journal held, now {}", aside.display());
+            (Journal::open(&path).map_err(io_error(&path))?, vec![lost])
         }
-        Err(error) => Err(io_error(&path)(error)),
+        Err(error) => return Err(io_error(&path)(error)),
+    };
+    for change in journal.elsewhere() {
+        warn!("{}: made by an earlier daemon in another network namespace, not undone", undo::describe(change));
     }
+    let Some(pins_lock) = try_lock(pins.directory(), || pins.open())? else {
+        return Err(InstanceError::PinsInUse(pins.directory().to_owned()));
+    };
+    Ok((pins_lock, journal, lost))
 }
 
-/// Takes the lock; a file that was replaced while we waited for it is opened again.
+/// Takes the lock file, and writes our process id into it.
 fn lock(paths: &Paths) -> Result<Flock<File>, InstanceError> {
     let path = paths.lock();
     let failed = io_error(&path);
+    let open = || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(&failed);
+    let Some(mut lock) = try_lock(&path, open)? else {
+        let pid = fs::read_to_string(&path).map_err(&failed)?.trim().to_owned();
+        return Err(InstanceError::Running { instance: paths.instance.clone(), pid });
+    };
+    lock.set_len(0).map_err(&failed)?;
+    writeln!(lock, "{}", std::process::id()).map_err(&failed)?;
+    Ok(lock)
+}
+
+/// Locks what `open` opens at `path`; `None` where somebody else has the lock. A file that its last owner removed after we
+/// had opened it is opened again: a lock on it would exclude nobody.
+fn try_lock<E: Into<InstanceError>>(
+    path: &Path,
+    open: impl Fn() -> Result<File, E>,
+) -> Result<Option<Flock<File>>, InstanceError> {
     loop {
-        let file =
-            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(&failed)?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let lock = match Flock::lock(open().map_err(Into::into)?, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut pid = String::new();
-                file.read_to_string(&mut pid).map_err(&failed)?;
-                return Err(InstanceError::Running { instance: paths.instance.clone(), pid: pid.trim().to_owned() });
-            }
-            Err((_, errno)) => return Err(failed(errno.into())),
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(io_error(path)(errno.into())),
         };
-        let ours = lock.metadata().map_err(&failed)?.ino();
-        if fs::metadata(&path).is_ok_and(|named| named.ino() == ours) {
-            lock.set_len(0).map_err(&failed)?;
-            writeln!(lock, "{}", std::process::id()).map_err(&failed)?;
-            return Ok(lock);
+        let ours = lock.metadata().map_err(io_error(path))?.ino();
+        if fs::metadata(path).is_ok_and(|named| named.ino() == ours) {
+            return Ok(Some(lock));
         }
     }
 }

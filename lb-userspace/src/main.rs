@@ -29,7 +29,11 @@ enum Command {
     /// Say whether a configuration is usable, with every error at its place; touches nothing, needs no root
     Check {
         /// The configuration
+        #[arg(default_value = DEFAULT_CONFIG)]
         file: PathBuf,
+        /// The same, as the other commands take it
+        #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
+        config: Option<PathBuf>,
     },
     /// Show what a running daemon serves, and what it has counted
     Status {
@@ -89,7 +93,7 @@ const DEFAULT_CONFIG: &str = "/etc/evenkeel/evenkeel.toml";
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config } => cli::run::run(&config),
-        Command::Check { file } => Ok(cli::check::check(&file)),
+        Command::Check { file, config } => Ok(cli::check::check(&config.unwrap_or(file))),
         Command::Status { target, json } => cli::status::status(&target.into(), json),
         Command::Cleanup { config } => cli::cleanup::cleanup(&config),
         Command::Decap { interface, vips, mode } => cli::decap::decap(&interface, &vips, mode.into()),

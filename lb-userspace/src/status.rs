@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use lb_common::real::NextHopState;
+
 use crate::config::Config;
 use crate::control::protocol::{Interface, NextHop, RealServer, Status, VirtualServer};
 use crate::datapath::DatapathError;
@@ -70,7 +72,10 @@ impl Sources<'_> {
             forwarding: entry.forwarding.name().to_owned(),
             weight: entry.weight,
             counters: (*counters).into(),
-            next_hop: next_hop(self.resolution.found.get(&address.ip())),
+            next_hop: match entry.next_hop.state {
+                NextHopState::Unusable => NextHop::Unresolved { reason: "behind a router, unfit for dr".to_owned() },
+                NextHopState::Resolved | NextHopState::Unresolved => next_hop(self.resolution.found.get(&address.ip())),
+            },
         }
     }
 }

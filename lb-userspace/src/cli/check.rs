@@ -22,7 +22,7 @@ pub fn check(file: &Path) -> ExitCode {
 fn run(file: &Path, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
     let (written, code) = match config::load(file) {
         Ok(config) => (writeln!(stdout, "{}: ok: {}", file.display(), summary(&config)), OK),
-        Err(error @ LoadError::Read { .. }) => (writeln!(stderr, "{}", chain(&error)), FAILED),
+        Err(error @ LoadError::Read { .. }) => (writeln!(stderr, "evenkeel: {}", chain(&error)), FAILED),
         Err(LoadError::Invalid(diagnostics)) => (writeln!(stderr, "{diagnostics}"), INVALID),
     };
     match written {

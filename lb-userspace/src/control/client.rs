@@ -11,12 +11,11 @@ use super::protocol::{Request, Response};
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no evenkeel daemon answers at {}; is it running, and may you open its socket?", path.display())]
+    #[error("no evenkeel daemon answers at {}: {}", path.display(), why_not(source))]
     NotRunning {
         /// The socket.
         path: PathBuf,
         /// The kernel's answer.
-        #[source]
         source: io::Error,
     },
     /// The answer was cut short or is of another version.
@@ -31,6 +30,17 @@ pub enum ClientError {
     /// The daemon refused.
     #[error("the daemon refused: {0}")]
     Refused(String),
+}
+
+fn why_not(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "it is not running, or has another socket".to_owned(),
+        io::ErrorKind::PermissionDenied => "its socket is open to its owner and group only".to_owned(),
+        io::ErrorKind::ConnectionRefused => {
+            "it has died, and its program may still be forwarding; start it again, or run `evenkeel cleanup`".to_owned()
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// A daemon that answers, answers within this.

@@ -41,6 +41,15 @@ pub enum StartError {
     /// The packet log could not be opened.
     #[error("cannot open the packet log of the XDP program")]
     PacketLog(#[from] aya_log::Error),
+    /// It cannot be told whether packets are merged.
+    #[error("cannot read the receive offloads of interface {interface}")]
+    Features {
+        /// The interface.
+        interface: String,
+        /// The driver's answer.
+        #[source]
+        source: io::Error,
+    },
     /// An offload could not be switched off.
     #[error(
         "interface {interface} merges received packets ({feature}), which breaks forwarding, and will not stop; \

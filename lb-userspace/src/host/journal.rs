@@ -103,7 +103,12 @@ impl Journal {
             fs::write(&self.path, line(&self.here)?)?;
             self.elsewhere.clear();
         }
-        OpenOptions::new().append(true).open(&self.path)?.write_all(&line(&change)?)?;
+        let mut file = OpenOptions::new().append(true).open(&self.path)?;
+        let end = file.metadata()?.len();
+        if let Err(error) = file.write_all(&line(&change)?) {
+            file.set_len(end)?;
+            return Err(error);
+        }
         self.changes.push(change);
         Ok(())
     }

@@ -6,7 +6,9 @@ use futures_util::TryStreamExt;
 use lb_common::net::MacAddress;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+};
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub struct Link {
     pub index: u32,
     /// Whether it carries Ethernet frames.
     pub is_ethernet: bool,
+    /// Whether it is one end of a veth pair.
+    pub is_veth: bool,
     /// Whether it is set up.
     pub is_up: bool,
     /// Its Ethernet address; zero where it has none.
@@ -25,6 +29,8 @@ pub struct Link {
     pub mtu: u32,
     /// The id of the XDP program attached to it.
     pub xdp_program: Option<u32>,
+    /// Whether that program runs in the driver.
+    pub xdp_is_native: bool,
 }
 
 /// A route netlink connection whose driver runs as a task of the current runtime.
@@ -77,17 +83,23 @@ impl From<&LinkMessage> for Link {
             name: String::new(),
             index: message.header.index,
             is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            is_veth: false,
             is_up: message.header.flags.contains(LinkFlags::Up),
             mac: MacAddress::ZERO,
             mtu: 0,
             xdp_program: None,
+            xdp_is_native: false,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) => link.mac = mac(bytes),
-                LinkAttribute::Xdp(xdp) => link.xdp_program = link.xdp_program.or_else(|| program_id(xdp)),
+                LinkAttribute::LinkInfo(info) => link.is_veth |= info.contains(&LinkInfo::Kind(InfoKind::Veth)),
+                LinkAttribute::Xdp(xdp) => {
+                    link.xdp_program = link.xdp_program.or_else(|| program_id(xdp));
+                    link.xdp_is_native = xdp.contains(&LinkXdp::Attached(XdpAttached::Driver));
+                }
                 _ => {}
             }
         }

@@ -9,12 +9,10 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// Features that merge received packets, by their kernel names.
-///
-/// LRO breaks forwarding wherever it happens.
+/// Large receive offload, by its kernel name: it breaks forwarding wherever it happens.
 pub const LRO: &str = "rx-lro";
 
-/// All that merges packets before generic XDP sees them; in native mode only [`LRO`] comes before the program.
+/// All features that merge packets before generic XDP sees them; in native mode only [`LRO`] comes before the program.
 pub const GENERIC: [&str; 5] = [LRO, "rx-gro", "rx-gro-hw", "rx-gro-list", "rx-udp-gro-forwarding"];
 
 /// Which of `features` are on at `interface`.

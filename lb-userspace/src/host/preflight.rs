@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use lb_common::service::ForwardingMethod;
 
 use super::link::Link;
-use crate::config::Config;
+use crate::config::{Config, XdpMode};
 use crate::datapath::xdp::object;
 use crate::instance::Paths;
 
@@ -159,9 +159,17 @@ impl Facts {
                  `ip address add {vip}/{length} dev INTERFACE`, or route it here"
             ));
         }
-        for name in &config.xdp.interfaces {
-            if self.links.iter().any(|link| link.name == *name && !link.is_up) {
+        for link in self.links.iter().filter(|link| config.xdp.interfaces.contains(&link.name)) {
+            let name = &link.name;
+            if !link.is_up {
                 warnings.push(format!("interface {name} is down; set it up with `ip link set {name} up`"));
+            }
+            if link.is_veth && config.xdp.mode == XdpMode::Native {
+                warnings.push(format!(
+                    "interface {name} is a veth device: in native mode it loses what the program sends unless its peer has \
+                     an XDP program too (one that passes everything will do) and complete checksums \
+                     (`ethtool -K PEER tx off`); xdp.mode = \"generic\" needs neither"
+                ));
             }
         }
         for key in &self.forwarding_off {
@@ -239,10 +247,12 @@ mod tests {
             name: "eth0".to_owned(),
             index: 2,
             is_ethernet: true,
+            is_veth: false,
             is_up: true,
             mac: MacAddress::ZERO,
             mtu: 1500,
             xdp_program: None,
+            xdp_is_native: false,
         };
         Facts {
             capabilities: u64::MAX,

@@ -11,7 +11,7 @@ use crate::nexthop;
 /// Undoes `changes`, newest first, and strikes them from the journal; what fails stays there, for another try.
 pub fn changes(journal: &mut Journal, changes: &[HostChange], undone: &mut Undone) {
     let neighbours = changes.iter().any(|change| matches!(change, HostChange::NeighbourManaged { .. }));
-    let neighbours = if neighbours { forget_neighbours(changes) } else { Ok(()) };
+    let neighbours = if neighbours { release_neighbours(changes) } else { Ok(()) };
     let mut struck = Vec::new();
     for change in changes.iter().rev() {
         let result = match change {
@@ -50,18 +50,13 @@ fn enable(interface: &str, feature: &str) -> io::Result<()> {
     }
 }
 
-/// Blocks until the neighbours are gone. On a thread of its own, because the caller may be in an async task that unwinds.
-fn forget_neighbours(changes: &[HostChange]) -> io::Result<()> {
+/// Blocks until the neighbours are the kernel's again. On a thread of its own, because the caller may be in an async task that unwinds.
+fn release_neighbours(changes: &[HostChange]) -> io::Result<()> {
     let work = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let handle = link::connect()?;
-            for change in changes {
-                if let HostChange::NeighbourManaged { ifindex, address } = change {
-                    nexthop::forget(&handle, *ifindex, *address).await.map_err(io::Error::other)?;
-                }
-            }
-            Ok(())
+            nexthop::release(&handle, changes).await.map_err(io::Error::other)
         })
     };
     let panicked = || Err(io::Error::other("the clean-up thread panicked"));

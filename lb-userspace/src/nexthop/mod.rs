@@ -6,6 +6,6 @@ mod neighbour;
 mod resolve;
 mod task;
 
-pub use neighbour::forget;
+pub use neighbour::release;
 pub use resolve::{Found, Resolution, Resolver};
 pub use task::watch;

@@ -11,6 +11,7 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
 };
 
+use crate::host::journal::HostChange;
 use crate::host::link::mac;
 
 /// What the kernel knows of a neighbour.
@@ -64,12 +65,35 @@ pub async fn manage(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<()
     request.execute().await
 }
 
-/// Removes a managed neighbour; the kernel finds it again when it needs it. One that is gone is no error.
+/// Leaves the neighbours among `changes` to the kernel again, with what it knows of them.
+///
+/// Entries that are not managed, or that an operator has made permanent since, are not touched.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
-pub async fn forget(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<(), rtnetlink::Error> {
+pub async fn release(handle: &Handle, changes: &[HostChange]) -> Result<(), rtnetlink::Error> {
+    let present = all(handle).await?;
+    for change in changes {
+        let HostChange::NeighbourManaged { ifindex, address } = change else { continue };
+        match present.get(&(*ifindex, *address)) {
+            Some(neighbour) if neighbour.is_managed && !neighbour.is_permanent => match neighbour.mac {
+                Some(mac) => unmanage(handle, *ifindex, *address, mac).await?,
+                None => delete(handle, *ifindex, *address).await?,
+            },
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes the entry anew without the flag, so that packets of others who use it are not held up.
+async fn unmanage(handle: &Handle, ifindex: u32, address: IpAddr, mac: MacAddress) -> Result<(), rtnetlink::Error> {
+    let request = handle.neighbours().add(ifindex, address).state(NeighbourState::Stale).replace();
+    request.link_layer_address(&mac.octets).execute().await
+}
+
+async fn delete(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<(), rtnetlink::Error> {
     let mut message = NeighbourMessage::default();
     message.header.ifindex = ifindex;
     let (family, destination) = match address {

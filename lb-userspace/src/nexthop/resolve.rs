@@ -54,6 +54,10 @@ pub struct Route {
 }
 
 impl Route {
+    fn way(&self, next_hop: NextHop) -> Way {
+        Way { next_hop, source: self.source, is_routed: self.gateway.is_some() }
+    }
+
     /// Interface and address of the next hop on the way to `target`.
     pub fn hop(&self, target: IpAddr) -> (u32, IpAddr) {
         (self.interface.index, self.gateway.unwrap_or(target))
@@ -64,8 +68,8 @@ impl Found {
     /// What the packet path gets of it.
     pub fn way(&self) -> Way {
         match self {
-            Self::Way(route, next_hop) => Way { next_hop: *next_hop, source: route.source },
-            Self::NoNeighbour(route) => Way { next_hop: NextHop::UNRESOLVED, source: route.source },
+            Self::Way(route, next_hop) => route.way(*next_hop),
+            Self::NoNeighbour(route) => route.way(NextHop::UNRESOLVED),
             Self::Local | Self::NoRoute => Way::UNKNOWN,
         }
     }
@@ -117,34 +121,25 @@ impl Resolver {
         for target in &self.targets {
             found.insert(*target, self.resolve_one(*target, &links, &neighbours).await);
         }
-        self.release_unused(&found).await;
         Ok(Resolution { found, links })
     }
 
     /// Next hops that no route leads by any more are left to the kernel again.
-    async fn release_unused(&self, found: &BTreeMap<IpAddr, Found>) {
+    pub async fn release_unused(&self, found: &BTreeMap<IpAddr, Found>) {
         let hop = |(target, found): (&IpAddr, &Found)| found.route().map(|route| route.hop(*target));
         let used: Vec<(u32, IpAddr)> = found.iter().filter_map(hop).collect();
-        let unused: Vec<HostChange> = self
-            .journal()
-            .changes()
-            .iter()
-            .filter(|change| match change {
-                HostChange::NeighbourManaged { ifindex, address } => !used.contains(&(*ifindex, *address)),
-                HostChange::OffloadDisabled { .. } => false,
-            })
-            .cloned()
-            .collect();
-        for change in unused {
-            if let HostChange::NeighbourManaged { ifindex, address } = change
-                && let Err(error) = neighbour::forget(&self.handle, ifindex, address).await
-            {
-                warn!(%address, ifindex, %error, "an unused neighbour stays managed");
-                continue;
-            }
-            if let Err(error) = self.journal().forget(&[change]) {
-                warn!(%error, "journal not updated");
-            }
+        let is_unused = |change: &&HostChange| match change {
+            HostChange::NeighbourManaged { ifindex, address } => !used.contains(&(*ifindex, *address)),
+            HostChange::OffloadDisabled { .. } => false,
+        };
+        let unused: Vec<HostChange> = self.journal().changes().iter().filter(is_unused).cloned().collect();
+        if unused.is_empty() {
+            return;
+        }
+        if let Err(error) = neighbour::release(&self.handle, &unused).await {
+            warn!(%error, "unused neighbours stay managed");
+        } else if let Err(error) = self.journal().forget(&unused) {
+            warn!(%error, "journal not updated");
         }
     }
 
@@ -201,12 +196,15 @@ impl Resolver {
 
     async fn manage(&self, (ifindex, address): (u32, IpAddr)) {
         let change = HostChange::NeighbourManaged { ifindex, address };
-        let recorded = self.journal().record(change);
+        let recorded = self.journal().record(change.clone());
         let done = match recorded {
             Ok(()) => neighbour::manage(&self.handle, ifindex, address).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = done {
+            if let Err(error) = self.journal().forget(&[change]) {
+                warn!(%error, "journal not updated");
+            }
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
             if refused.insert((ifindex, address)) && refused.len() == 1 {
                 warn!(

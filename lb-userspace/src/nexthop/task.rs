@@ -29,8 +29,12 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Sends a [`Resolution`] at every change, until the receiver is gone.
 pub async fn watch(resolver: Resolver, resolutions: mpsc::Sender<Resolution>) {
     let mut last = Resolution::default();
+    let mut told = None;
     while let Err(error) = follow(&resolver, &resolutions, &mut last).await {
-        error!(%error, "the kernel's notifications cannot be read; next hops may be stale");
+        // Said once for each kind, not once a second.
+        if told.replace(error.kind()) != Some(error.kind()) {
+            error!(%error, "the kernel's notifications cannot be read; next hops may be stale");
+        }
         sleep(RETRY).await;
     }
 }
@@ -49,6 +53,7 @@ async fn follow(resolver: &Resolver, resolutions: &mpsc::Sender<Resolution>, las
     loop {
         match resolver.resolve().await {
             Ok(resolution) if resolution != *last => {
+                resolver.release_unused(&resolution.found).await;
                 last.clone_from(&resolution);
                 if resolutions.send(resolution).await.is_err() {
                     return Ok(());

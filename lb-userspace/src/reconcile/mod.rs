@@ -2,7 +2,7 @@
 
 mod plan;
 
-use tracing::{error, info};
+use tracing::{debug, info};
 
 use crate::datapath::{Change, Datapath, DatapathError, ServiceTable};
 
@@ -10,7 +10,7 @@ pub use plan::plan;
 
 /// Makes `datapath` serve `desired`; returns how many changes were applied.
 ///
-/// A change that fails is logged and counted, and never stops the others.
+/// A change that fails never stops the others.
 ///
 /// # Errors
 ///
@@ -30,7 +30,7 @@ pub fn reconcile(datapath: &mut impl Datapath, desired: &ServiceTable) -> Result
                 }
             }
             Err(failure) => {
-                error!(service = %change.service(), error = %failure, "virtual server could not be changed");
+                debug!(service = %change.service(), error = %failure, "virtual server could not be changed");
                 first_failure.get_or_insert(failure);
             }
         }

@@ -19,6 +19,7 @@ use lb_common::net::{MacAddress, Protocol};
 use lb_common::real::{NextHop, NextHopState};
 use lb_common::service::{ForwardingMethod, Scheduler};
 use lb_userspace::datapath::xdp::object::{self, LoadOptions};
+use lb_userspace::datapath::xdp::pins::MAPS;
 use lb_userspace::datapath::xdp::tables::Way;
 use lb_userspace::datapath::xdp::{XdpDatapath, attach};
 use lb_userspace::datapath::{Servers, ServiceTable, Settings};
@@ -112,7 +113,7 @@ impl Bench {
 
     /// As [`Bench::load`], but frames come by the program that `entrance` makes.
     pub fn entered_by(options: &LoadOptions, entrance: impl FnOnce(&ProgramTable) -> Program) -> Self {
-        let mut ebpf = object::load(attach::PROGRAM, &attach::MAPS, options).expect("the program loads");
+        let mut ebpf = object::load(attach::PROGRAM, &MAPS, options).expect("the program loads");
         let table = table_of(&mut ebpf, attach::PROGRAM);
         let mut datapath = XdpDatapath::new(ebpf).expect("its maps are there");
         // The first is loopback; the others a test may make, or name without making them.
@@ -150,7 +151,7 @@ impl Bench {
             destination: MacAddress { octets: real_mac(n) },
             source: MacAddress { octets: OUR_MAC },
         };
-        self.set_way(family.real(n), Way { next_hop, source: Some(family.director()) });
+        self.set_way(family.real(n), Way { next_hop, source: Some(family.director()), is_routed: false });
     }
 
     /// Makes the way to real server `n` unknown, so that the program asks the kernel's routing table.

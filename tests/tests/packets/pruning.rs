@@ -4,6 +4,7 @@ use lb_common::net::Protocol;
 use lb_common::service::ForwardingMethod;
 use lb_userspace::datapath::xdp::attach;
 use lb_userspace::datapath::xdp::object::{self, LoadOptions};
+use lb_userspace::datapath::xdp::pins::MAPS;
 
 use super::bench::{Bench, OPTIONS, Verdict, in_namespace};
 use super::replies::back;
@@ -12,7 +13,7 @@ use super::{forwarding, frame};
 
 /// Bytes of the program after the verifier's work.
 fn size(options: &LoadOptions) -> u32 {
-    let mut ebpf = object::load(attach::PROGRAM, &attach::MAPS, options).expect("the program loads");
+    let mut ebpf = object::load(attach::PROGRAM, &MAPS, options).expect("the program loads");
     let program = object::program(&mut ebpf, attach::PROGRAM).expect("the object has it");
     program.info().expect("it is loaded").size_translated().expect("this process may see it")
 }

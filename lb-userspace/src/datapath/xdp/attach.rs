@@ -17,21 +17,6 @@ use crate::host::link::Link;
 /// The name of the load balancer's program in the object.
 pub const PROGRAM: &str = "balance";
 
-/// The maps of the load balancer.
-pub const MAPS: [&str; 11] = [
-    "AYA_LOGS",
-    "abi_version",
-    "connections",
-    "drops",
-    "interfaces",
-    "real_servers",
-    "rr_cursors",
-    "rs_counters",
-    "scheduler_rings",
-    "virtual_servers",
-    "vs_counters",
-];
-
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachedMode {
@@ -122,10 +107,15 @@ pub struct Attachment {
     pub mode: AttachedMode,
     program: u32,
     is_attached: bool,
-    _link: PinnedLink,
+    _link: FdLink,
 }
 
 impl Attachment {
+    fn new(link: &Link, mode: AttachedMode, program: u32, link_fd: FdLink) -> Self {
+        let (interface, ifindex) = (link.name.clone(), link.index);
+        Self { interface, ifindex, mode, program, is_attached: true, _link: link_fd }
+    }
+
     /// Compares with the interface as the kernel shows it now; true where the program has just been found missing.
     pub fn observe(&mut self, link: Option<&Link>) -> bool {
         let was_attached = self.is_attached;
@@ -154,6 +144,10 @@ pub fn check_free(link: &Link, ours: &[u32]) -> Result<(), AttachError> {
     // A program attached by a link is only removed by whoever holds the link, or by detaching the link.
     let held = loaded_links().filter_map(Result::ok).find(|held| held.program_id() == id);
     let remedy = match held {
+        Some(_) if program == PROGRAM => {
+            "if it is what a killed daemon of another instance left, run `evenkeel cleanup` with its configuration"
+                .to_owned()
+        }
         Some(held) => format!("end the process that attached it, or `bpftool link detach id {}`", held.id()),
         None => format!("detach it with `ip link set dev {} xdp off`", link.name),
     };
@@ -202,9 +196,56 @@ fn native_obstacle(error: &ProgramError, link: &Link) -> Option<String> {
     let ProgramError::SyscallError(error) = error else { return None };
     match error.io_error.raw_os_error()? {
         libc::EOPNOTSUPP => Some("its driver has no support".to_owned()),
-        libc::ERANGE | libc::EINVAL => Some(format!("its driver refuses, most likely for its MTU of {}", link.mtu)),
+        libc::ERANGE => Some(format!("an MTU is too large for it: {} here, or that of a veth device's peer", link.mtu)),
+        libc::EINVAL => Some("its driver refuses it as it is set up".to_owned()),
         _ => None,
     }
+}
+
+/// The mode to try on `links`: `auto` does not try native mode on veth devices, which lose frames in it unless their peers
+/// are prepared for it.
+pub fn mode_for(links: &[Link], mode: XdpMode) -> XdpMode {
+    let Some(veth) = links.iter().find(|link| link.is_veth).filter(|_| mode == XdpMode::Auto) else { return mode };
+    warn!(interface = veth.name, "a veth device needs a prepared peer for native XDP, taking the slower generic mode");
+    XdpMode::Generic
+}
+
+/// Whether the programs that a killed daemon left on all of `links` can be replaced where they are, without a gap.
+///
+/// That needs a live pinned link on each, in the mode that is asked for, and one mode for all.
+pub fn can_replace(links: &[Link], mode: XdpMode, pins: &Pins) -> bool {
+    let ours = pins.programs();
+    let natives = links.iter().filter(|link| link.xdp_is_native).count();
+    let fits = match mode {
+        XdpMode::Native => natives == links.len(),
+        XdpMode::Generic => natives == 0,
+        XdpMode::Auto => natives == links.len() || natives == 0,
+    };
+    let is_ours = |link: &Link| link.xdp_program.is_some_and(|id| ours.contains(&id)) && pins.link(link.index).exists();
+    fits && links.iter().all(is_ours)
+}
+
+/// Puts the load balancer in the place of the program of each pinned link, atomically for each.
+///
+/// # Errors
+///
+/// [`AttachError`]; interfaces that were done before it have the new program then.
+pub fn replace_all(ebpf: &mut Ebpf, links: &[Link], pins: &Pins) -> Result<Vec<Attachment>, AttachError> {
+    let xdp = object::program(ebpf, PROGRAM)?;
+    let program = xdp.info().map_err(AttachError::Info)?.id();
+    let mut attachments = Vec::new();
+    for link in links {
+        let interface = || link.name.clone();
+        let refused = |source| AttachError::Refused { interface: interface(), source };
+        let no_link = |source| AttachError::NoLink { interface: interface(), source };
+        let pinned = PinnedLink::from_pin(pins.link(link.index)).map_err(no_link)?;
+        let old = XdpLink::try_from(FdLink::from(pinned)).map_err(no_link)?;
+        let id = xdp.attach_to_link(old).map_err(refused)?;
+        let link_fd = FdLink::try_from(xdp.take_link(id).map_err(refused)?).map_err(no_link)?;
+        let mode = if link.xdp_is_native { AttachedMode::Native } else { AttachedMode::Generic };
+        attachments.push(Attachment::new(link, mode, program, link_fd));
+    }
+    Ok(attachments)
 }
 
 /// Attaches the load balancer to all of `links` and pins it, so that it stays when the daemon dies.
@@ -233,8 +274,7 @@ pub fn attach_all(ebpf: &mut Ebpf, links: &[Link], mode: XdpMode, pins: &Pins) -
         let fd =
             FdLink::try_from(taken).map_err(|source| AttachError::NoLink { interface: link.name.clone(), source })?;
         let pinned = fd.pin(&path).map_err(|source| PinsError::Pin { path, source })?;
-        let (interface, ifindex) = (link.name.clone(), link.index);
-        Ok(Attachment { interface, ifindex, mode, program, is_attached: true, _link: pinned })
+        Ok(Attachment::new(link, mode, program, pinned.into()))
     };
     links.iter().zip(taken).map(pin).collect()
 }

@@ -76,8 +76,9 @@ pub fn load(name: &'static str, maps: &[&str], options: &LoadOptions) -> Result<
         .load(OBJECT)
         .map_err(LoadError::Maps)?;
     program(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { name, source })?;
-    let others: Vec<String> =
-        ebpf.maps().map(|(map, _)| map.to_owned()).filter(|map| !maps.contains(&&**map)).collect();
+    // The packet log's buffer is no program's own.
+    let is_other = |map: &String| map != "AYA_LOGS" && !maps.contains(&map.as_str());
+    let others: Vec<String> = ebpf.maps().map(|(map, _)| map.to_owned()).filter(is_other).collect();
     for map in others {
         drop(ebpf.take_map(&map));
     }

@@ -17,8 +17,8 @@ use super::detach::detach;
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// Maps that are pinned: all that an operator may want to look at.
-const PINNED_MAPS: [&str; 10] = [
+/// The load balancer's maps, which are pinned: an operator may want to look at any of them.
+pub const MAPS: [&str; 10] = [
     "abi_version",
     "connections",
     "drops",
@@ -137,7 +137,7 @@ impl Pins {
     ///
     /// [`PinsError`]; what was pinned until then stays, for [`Pins::clear`].
     pub fn pin_maps(&self, ebpf: &Ebpf) -> Result<(), PinsError> {
-        for (name, map) in ebpf.maps().filter(|(name, _)| PINNED_MAPS.contains(name)) {
+        for (name, map) in ebpf.maps().filter(|(name, _)| MAPS.contains(name)) {
             let path = self.directory.join(name);
             map.pin(&path).map_err(|source| PinsError::Pin { path, source })?;
         }
@@ -149,13 +149,16 @@ impl Pins {
         self.directory.join(format!("link_{ifindex}"))
     }
 
-    /// Removes our pins, which detaches the program; the folder stays, for its lock.
+    /// Removes our pins, which detaches the program, but for the links of the interfaces in `keep`; the folder stays, for
+    /// its lock.
     ///
     /// # Errors
     ///
     /// [`PinsError::Io`] where a pin cannot be removed.
-    pub fn clear(&self) -> Result<(), PinsError> {
+    pub fn clear(&self, keep: &[u32]) -> Result<(), PinsError> {
+        let keep: Vec<PathBuf> = keep.iter().map(|ifindex| self.link(*ifindex)).collect();
         let mut paths = self.entries()?;
+        paths.retain(|path| !keep.contains(path));
         // Links first: a program that still runs must not lose its maps' names to a half-finished removal.
         paths.sort_by_key(|path| !is_link(path));
         for path in paths.into_iter().filter(|path| is_ours(path)) {
@@ -202,7 +205,7 @@ fn is_link(path: &Path) -> bool {
 
 /// Whether a pin has a name that this module gives.
 fn is_ours(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| PINNED_MAPS.contains(&name)) || is_link(path)
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| MAPS.contains(&name)) || is_link(path)
 }
 
 /// Removes a folder unless something is in it, it is in use (a mount point), or it is gone.

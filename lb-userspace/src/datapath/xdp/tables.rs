@@ -26,11 +26,20 @@ pub struct Way {
     pub next_hop: NextHop,
     /// Our own address on that way, the outer source of tunnelled packets.
     pub source: Option<IpAddr>,
+    /// Whether a router stands before the address: `dr` cannot go that way.
+    pub is_routed: bool,
 }
 
 impl Way {
     /// Nothing is known.
-    pub const UNKNOWN: Self = Self { next_hop: NextHop::UNRESOLVED, source: None };
+    pub const UNKNOWN: Self = Self { next_hop: NextHop::UNRESOLVED, source: None, is_routed: false };
+
+    fn next_hop(&self, forwarding: ForwardingMethod) -> NextHop {
+        match forwarding {
+            ForwardingMethod::Dr if self.is_routed => NextHop::UNUSABLE,
+            ForwardingMethod::Nat | ForwardingMethod::Dr | ForwardingMethod::Tun => self.next_hop,
+        }
+    }
 }
 
 /// The loaded program and its maps.
@@ -119,7 +128,7 @@ impl XdpDatapath {
             self.slots.real_servers().filter(|(_, _, a)| a.ip() == address).map(|(index, _, _)| index).collect();
         for index in indexes {
             let mut entry: RealServerEntry = self.maps.get("real_servers", index)?;
-            entry.next_hop = way.next_hop;
+            entry.next_hop = way.next_hop(entry.forwarding);
             entry.tunnel_source = tunnel_source(entry.forwarding, &way);
             self.maps.set("real_servers", index, entry)?;
         }
@@ -202,7 +211,7 @@ impl XdpDatapath {
             weight: settings.weight.get().into(),
             virtual_server,
             generation,
-            next_hop: way.next_hop,
+            next_hop: way.next_hop(settings.forwarding),
             reserved_tail: [0; 13],
         };
         self.maps.set("real_servers", index, entry)?;
