@@ -114,7 +114,7 @@ address = "10.0.1.12"
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let code = run(Path::new("/nonexistent/lb.toml"), &mut stdout, &mut stderr);
         let stderr = String::from_utf8(stderr).unwrap();
-        assert_eq!(stderr, "cannot read /nonexistent/lb.toml: No such file or directory (os error 2)\n");
+        assert_eq!(stderr, "evenkeel: cannot read /nonexistent/lb.toml: No such file or directory (os error 2)\n");
         assert_eq!(code, 1);
     }
 

@@ -1,11 +1,16 @@
 //! Starting, stopping, dying, and several at once.
 
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use evenkeel_tests::lab::{self, Arms, Forwarding, Lab};
 use lb_userspace::instance::Instance;
 use nix::sys::signal::Signal;
 
-use crate::director::{Daemon, PATIENCE, Setup, evenkeel, footprint, lab, run};
+use crate::director::{Daemon, PATIENCE, Setup, evenkeel, footprint, lab, run, wait_until};
 
 fn serves(lab: &Lab) -> Result<()> {
     for host in ["10.77.0.100", "[fd77::100]"] {
@@ -78,6 +83,65 @@ fn after_kill_9_packets_flow_and_the_next_daemon_starts_clean() -> Result<()> {
     serves(&lab)?;
     daemon.stop()?;
     assert_eq!(footprint(&lab, &daemon.setup)?, before);
+    Ok(())
+}
+
+/// The program is replaced on its link: no SYN finds the interface without one, where the host would answer it with a reset.
+#[test]
+fn no_connection_is_refused_while_a_killed_daemon_is_succeeded() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::Two)?;
+    for mode in ["native", "generic"] {
+        let mut daemon = Daemon::start(&lab, Setup { mode, ..Setup::of(&lab) })?;
+        let stop = AtomicBool::new(false);
+        let (made, refused) = std::thread::scope(|scope| -> Result<(u32, u32)> {
+            let client = scope.spawn(|| lab.client().run(|| connect_until(&stop)));
+            for _ in 0..3 {
+                daemon.process.kill9()?;
+                daemon = Daemon::start(&lab, Setup { mode, ..Setup::of(&lab) })?;
+            }
+            stop.store(true, Ordering::Relaxed);
+            client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        ensure!(made > 100, "only {made} connections were made");
+        assert_eq!(refused, 0, "{mode}: of {made} connections");
+        daemon.stop()?;
+    }
+    Ok(())
+}
+
+/// Connects to the VIP again and again; how many connections were made, and how many refused.
+fn connect_until(stop: &AtomicBool) -> (u32, u32) {
+    let (mut made, mut refused) = (0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        match TcpStream::connect_timeout(&([10, 77, 0, 100], 80).into(), Duration::from_millis(200)) {
+            Ok(_) => made += 1,
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => refused += 1,
+            // A connection that was half open when the table was replaced.
+            Err(_) => {}
+        }
+    }
+    (made, refused)
+}
+
+#[test]
+fn a_neighbour_that_an_operator_made_permanent_stays_so() -> Result<()> {
+    if !lab::available() {
+        return Ok(());
+    }
+    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
+    daemon.wait_for_next_hops("resolved")?;
+    let mac = "02:00:00:00:77:02";
+    lab.director().ip(&format!("neigh replace 10.77.1.12 lladdr {mac} dev eth0 nud permanent"))?;
+    wait_until("the status", || Ok(daemon.status()?.to_string().contains(mac)))?;
+    daemon.stop()?;
+    let neighbours = lab.director().ip("neigh show dev eth0")?;
+    ensure!(neighbours.lines().any(|line| line.contains(mac) && line.contains("PERMANENT")), "{neighbours}");
+    // The others are the kernel's again, and still known.
+    ensure!(!neighbours.contains("managed") && neighbours.contains("10.77.1.11 lladdr"), "{neighbours}");
     Ok(())
 }
 
@@ -160,7 +224,7 @@ fn a_start_that_fails_late_leaves_the_program_of_a_killed_daemon_on_the_hook() -
     let left = footprint(&lab, &daemon.setup)?;
     // Found out only when the next hops are known: the program is loaded then, and neighbours are managed.
     let mut setup = Setup::of(&lab);
-    setup.real_servers.push([10, 99, 0, 1].into());
+    setup.real_servers = vec![[10, 99, 0, 1].into(), lab.real(1).address6().into()];
     let file = setup.write(&lab)?;
     let refused = run(&lab, &["run", "--config", &file.to_string_lossy()])?;
     ensure!(refused.stderr.contains("behind router"), "{}", refused.stderr);

@@ -387,6 +387,39 @@ fn the_answer_to_a_direct_connection_with_a_used_port_passes_and_so_does_what_fo
 }
 
 #[test]
+fn a_late_segment_of_a_former_real_server_does_not_end_the_connection_with_the_next() {
+    in_namespace(|| {
+        let bench = Bench::serving(ForwardingMethod::Nat, 3);
+        for family in FAMILIES {
+            let request = segment(family, 1000, ACK);
+            let former = bench.open(family, 1000);
+            bench.server_of(&segment(family, 1000, RST));
+            let next = bench.open(family, 1000);
+            assert_ne!(next, former);
+            bench.server_of(&request);
+            let late = answer(&request, real_server(family, ForwardingMethod::Nat, former), former, FIN | ACK);
+            bench.expect(&late, Verdict::Transmit, &back(&late, &request));
+            // Were the connection closing, this SYN would be scheduled anew.
+            assert_eq!(bench.open(family, 1000), next);
+        }
+    });
+}
+
+#[test]
+fn an_evicted_way_back_does_not_reopen_a_closing_connection() {
+    in_namespace(|| {
+        let mut bench = Bench::serving(ForwardingMethod::Nat, 3);
+        for family in FAMILIES {
+            let first = bench.open(family, 1000);
+            bench.server_of(&segment(family, 1000, FIN | ACK));
+            forget_answers(&mut bench);
+            assert_eq!(bench.server_of(&segment(family, 1000, ACK)), first);
+            assert_eq!(bench.open(family, 1000), first % 3 + 1, "a new connection");
+        }
+    });
+}
+
+#[test]
 fn answers_alone_keep_a_udp_flow_at_its_real_server() {
     in_namespace(|| {
         let mut bench = Bench::serving(ForwardingMethod::Nat, 3);
