@@ -99,24 +99,7 @@ impl Daemon {
             tasks.push(packet_log::spawn(datapath.ebpf())?);
         }
 
-        let mode = attach::mode_for(&links, config.xdp.mode);
-        let in_place = attach::can_replace(&links, mode, instance.pins());
-        take_over(&config, &mut instance, if in_place { &links } else { &[] })?;
-        for link in &links {
-            disable_offloads(&instance, link, &[offload::LRO])?;
-        }
-        instance.pins().pin_maps(datapath.ebpf())?;
-        let attachments = if in_place {
-            attach::replace_all(datapath.ebpf(), &links, instance.pins())?
-        } else {
-            attach::attach_all(datapath.ebpf(), &links, mode, instance.pins())?
-        };
-        for (attachment, link) in attachments.iter().zip(&links) {
-            if attachment.mode == AttachedMode::Generic {
-                disable_offloads(&instance, link, &offload::GENERIC)?;
-            }
-            info!(interface = link.name, mode = attachment.mode.name(), "XDP program attached");
-        }
+        let attachments = attach_program(&config, &mut instance, &mut datapath, &links)?;
         let listener = server::bind(&instance.socket()).map_err(StartError::socket(&instance.socket()))?;
 
         let (resolutions_sender, resolutions) = mpsc::channel(4);
@@ -239,6 +222,34 @@ fn interfaces(config: &Config, instance: &Instance, links: Vec<Link>) -> Result<
         attach::check_free(link, &ours)?;
     }
     Ok(wanted)
+}
+
+/// Takes the place of an earlier daemon, if there was one, and attaches the program; what comes before can still be undone.
+fn attach_program(
+    config: &Config,
+    instance: &mut Instance,
+    datapath: &mut XdpDatapath,
+    links: &[Link],
+) -> Result<Vec<Attachment>, StartError> {
+    let mode = attach::mode_for(links, config.xdp.mode);
+    let in_place = attach::can_replace(links, mode, instance.pins());
+    take_over(config, instance, if in_place { links } else { &[] })?;
+    for link in links {
+        disable_offloads(instance, link, &[offload::LRO])?;
+    }
+    instance.pins().pin_maps(datapath.ebpf())?;
+    let attachments = if in_place {
+        attach::replace_all(datapath.ebpf(), links, instance.pins())?
+    } else {
+        attach::attach_all(datapath.ebpf(), links, mode, instance.pins())?
+    };
+    for (attachment, link) in attachments.iter().zip(links) {
+        if attachment.mode == AttachedMode::Generic {
+            disable_offloads(instance, link, &offload::GENERIC)?;
+        }
+        info!(interface = link.name, mode = attachment.mode.name(), "XDP program attached");
+    }
+    Ok(attachments)
 }
 
 /// Takes the place of an earlier daemon of the instance that has died; its program stays on the interfaces in `keep`.
