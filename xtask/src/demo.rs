@@ -66,7 +66,9 @@ pub(crate) fn run(evenkeel: &Path, demo: &Demo) -> Result<()> {
 
     let tally = traffic(&lab, demo, &mut daemon, &stop)?;
     println!("\n{}", tally.summary());
-    println!("\n{TURNS}");
+    if demo.real_servers > 1 {
+        println!("\n{TURNS}");
+    }
     let log = end(daemon)?;
     drop(decapsulators);
     drop(lab);
