@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use evenkeel_tests::lab::{Forwarding, Lab, address};
+use evenkeel_tests::lab::{Forwarding, address};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use crate::run::Demo;
@@ -47,12 +47,8 @@ pub(crate) struct DemoConfig {
     pub(crate) instance: String,
 }
 
-/// Edits the text of configs/demo.toml for a lab.
-pub(crate) fn adjust(template: &str, demo: &Demo, lab: &Lab, runtime: &Path) -> Result<DemoConfig> {
-    edit(template, demo, runtime, &lab.bpffs().join("evenkeel"))
-}
-
-fn edit(template: &str, demo: &Demo, runtime: &Path, pins: &Path) -> Result<DemoConfig> {
+/// Edits the text of configs/demo.toml: the folders for the socket and for pinned maps, and what the flags ask for.
+pub(crate) fn adjust(template: &str, demo: &Demo, runtime: &Path, pins: &Path) -> Result<DemoConfig> {
     let mut document: DocumentMut = template.parse().context("configs/demo.toml is not TOML")?;
     let global = table(&mut document, "global")?;
     global.insert("runtime_directory", value(runtime.display().to_string()));
@@ -135,7 +131,7 @@ address = "[fd77:1::11]:5353"
 
     fn edited(real_servers: u8) -> DemoConfig {
         let demo = Demo { duration: None, forwarding: Method::Tun, scheduler: "wlc".into(), real_servers };
-        edit(TEMPLATE, &demo, Path::new("/a/run"), Path::new("/a/bpffs/evenkeel")).unwrap()
+        adjust(TEMPLATE, &demo, Path::new("/a/run"), Path::new("/a/bpffs/evenkeel")).unwrap()
     }
 
     #[test]

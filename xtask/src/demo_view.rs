@@ -7,8 +7,15 @@ use std::time::{Duration, Instant};
 /// How often the picture changes: redrawn on a terminal, one more line elsewhere.
 const REDRAW: Duration = Duration::from_millis(200);
 const NEXT_LINE: Duration = Duration::from_secs(2);
+/// The longest that one line may be.
+const LINE: usize = 100;
 /// The width of the longest bar.
 const BAR: u64 = 40;
+
+/// A number and what is counted, which takes an `s` unless it is one.
+pub(crate) fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
 
 /// What was counted.
 #[derive(Debug, Default)]
@@ -60,10 +67,17 @@ impl Tally {
         rows
     }
 
-    /// One line for a log.
+    /// One line for a log; with many real servers only the range of their counts.
     fn line(&self) -> String {
         let counts: Vec<String> = self.rows().iter().map(|(name, count)| format!("{name} {count}")).collect();
-        format!("{} requests: {}, errors {}", self.requests(), counts.join(", "), self.errors)
+        let requests = counted(self.requests(), "request");
+        let line = format!("{requests}: {}, errors {}", counts.join(", "), self.errors);
+        if line.len() <= LINE {
+            return line;
+        }
+        let least = self.by_real_server.values().min().unwrap_or(&0);
+        let most = self.by_real_server.values().max().unwrap_or(&0);
+        format!("{requests}: {least} to {most} for each of {} real servers, errors {}", counts.len(), self.errors)
     }
 
     /// Several lines with bars, for a terminal.
@@ -150,5 +164,12 @@ mod tests {
                         errors               1\nall                  4\nlast error: refused";
         assert_eq!(tally.summary(), expected);
         assert_eq!(tally.line(), "4 requests: real2 2, real10 1, errors 1");
+    }
+
+    #[test]
+    fn one_is_singular_and_lines_stay_short() {
+        let mut tally = Tally::new((1..=16).map(|number| format!("real{number}")));
+        tally.count(Ok("real1".to_owned()));
+        assert_eq!(tally.line(), "1 request: 0 to 1 for each of 16 real servers, errors 0");
     }
 }

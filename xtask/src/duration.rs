@@ -15,7 +15,10 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         _ => return Err(error()),
     };
     let number: u64 = number.parse().map_err(|_| error())?;
-    number.checked_mul(milliseconds).filter(|total| *total > 0).map(Duration::from_millis).ok_or_else(error)
+    if number == 0 {
+        return Err("a duration must be more than 0".to_owned());
+    }
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(error)
 }
 
 #[cfg(test)]
@@ -31,5 +34,6 @@ mod tests {
         for wrong in ["", "20", "s", "0s", "-1s", "1.5s", "1d", "99999999999999999999s"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(parse("0ms"), Err("a duration must be more than 0".to_owned()));
     }
 }

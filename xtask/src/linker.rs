@@ -68,6 +68,8 @@ impl Linker {
             return (step, NEWEST_LLVM);
         }
         let step = Step::cargo().args(["install", "--force", "bpf-linker"]).args(pinned).arg(tools());
+        // cargo advises to put the folder on PATH unless it is there.
+        let step = step.with_path(tools().join("bin"));
         if compiler_llvm <= DEBIAN_LLVM && Path::new(DEBIAN_LLVM_FOLDER).is_dir() {
             // Both variables are needed: bpf-linker's own build script reads the first, llvm-sys the second.
             let step = step.env("LLVM_PREFIX", DEBIAN_LLVM_FOLDER).env("LLVM_SYS_221_PREFIX", DEBIAN_LLVM_FOLDER);
@@ -83,6 +85,11 @@ impl Linker {
     pub(crate) fn describe(&self) -> String {
         format!("bpf-linker {VERSION} (LLVM {})", self.llvm)
     }
+}
+
+/// Whether one was installed, of whatever version.
+pub(crate) fn is_there() -> bool {
+    tools().join("bin/bpf-linker").is_file()
 }
 
 fn tools() -> PathBuf {

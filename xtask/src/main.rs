@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<run::Misuse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

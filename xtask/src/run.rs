@@ -1,6 +1,7 @@
 //! `cargo xtask run`: the demo, or with `--config` the daemon on this host.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use evenkeel_tests::lab::{self, REAL_SERVERS_MAX};
 use crate::build::{self, Profile};
 use crate::demo_config::Method;
 use crate::shell::{Step, quoted};
-use crate::{demo, duration, setup};
+use crate::{demo, duration, linker, setup};
 
 /// Options of `cargo xtask run`.
 #[derive(Debug, clap::Args)]
@@ -47,12 +48,28 @@ pub(crate) struct Demo {
     pub(crate) real_servers: u8,
 }
 
+/// A flag's value that can't be, found only after clap has read it; the exit code is 2 as for those that clap finds.
+#[derive(Debug)]
+pub(crate) struct Misuse(pub(crate) String);
+
+impl fmt::Display for Misuse {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misuse {}
+
 pub(crate) fn run(options: Options) -> Result<()> {
     let Options { config, duration, forwarding, scheduler, real_servers, runner, built } = options;
     let runner = runner.as_deref();
     let privileged = lab::is_privileged();
     if !privileged && runner.is_none() {
         bail!("namespaces and XDP need root; type\n    cargo xtask run --runner \"sudo -E\"{}", typed());
+    }
+    let ready = built || (build::binary(Profile::Release).is_file() && linker::is_there());
+    if !ready {
+        eprintln!("The first run sets up and builds everything, which takes some minutes.");
     }
     if config.is_none() {
         setup::lab(runner)?;

@@ -70,6 +70,15 @@ impl Step {
         self
     }
 
+    /// Puts a folder last on PATH; not shown, since the command does the same without.
+    pub(crate) fn with_path(self, folder: PathBuf) -> Self {
+        let path = env::var_os("PATH").unwrap_or_default();
+        match env::join_paths(env::split_paths(&path).chain([folder])) {
+            Ok(joined) => self.env("PATH", joined),
+            Err(_) => self,
+        }
+    }
+
     /// Takes away what `cargo run` set for us and a cargo that we start would take for its user's wish.
     fn without_cargo_run(mut self) -> Self {
         for (key, _) in env::vars_os() {
@@ -123,7 +132,9 @@ impl Step {
 impl fmt::Display for Step {
     /// As a person would type it.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (key, value) in self.command.get_envs().filter_map(|(key, value)| Some((key, value?))) {
+        for (key, value) in
+            self.command.get_envs().filter_map(|(key, value)| Some((key, value?))).filter(|(key, _)| *key != "PATH")
+        {
             write!(out, "{}={} ", key.to_string_lossy(), quoted(value))?;
         }
         let program = self.command.get_program();

@@ -39,7 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     units.run()?;
     if options.no_lab {
         cargo_test(&built).args(["-p", "evenkeel-tests", "--lib", "--"]).args(&options.arguments).run()?;
-        println!("skipped: the tests in namespaces (--no-lab)");
+        println!("\nskipped: the tests in namespaces (--no-lab); all others passed");
         return Ok(());
     }
     // One test at a time: each has a dozen threads and programs of its own.
@@ -47,7 +47,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if let Some(runner) = runner.filter(|_| !lab::is_privileged()) {
         in_lab = in_lab.env(&runner_variable()?, runner);
     }
-    in_lab.args(["--", "--test-threads=1"]).args(&options.arguments).run()
+    in_lab.args(["--", "--test-threads=1"]).args(&options.arguments).run()?;
+    println!("\nall tests passed");
+    Ok(())
 }
 
 impl Options {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::demo_view::counted;
 use crate::shell;
 
 /// The longest a file may be, in lines.
@@ -64,7 +65,7 @@ pub(crate) fn run() -> Result<()> {
         return Ok(());
     }
     problems.iter().for_each(|problem| eprintln!("{problem}"));
-    bail!("tidy found {} problems", problems.len())
+    bail!("tidy found {}", counted(problems.len() as u64, "problem"))
 }
 
 /// All problems of one file.

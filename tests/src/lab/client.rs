@@ -1,6 +1,6 @@
 //! What clients do, from any namespace: HTTP by curl, UDP, ping, lines over TCP. All with a time limit.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -93,18 +93,8 @@ impl Namespace {
 
     /// Sends a datagram from a new port and waits for the answer, which must come from the address that was asked.
     pub fn udp_echo(&self, target: SocketAddr, payload: &str, limit: Duration) -> Result<String> {
-        let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        self.run(|| -> std::io::Result<String> {
-            let socket = UdpSocket::bind((any, 0))?;
-            // A connected socket hears only the address it is connected to.
-            socket.connect(target)?;
-            socket.set_read_timeout(Some(limit))?;
-            socket.send(payload.as_bytes())?;
-            let mut buffer = vec![0; 65_536];
-            let length = socket.recv(&mut buffer)?;
-            Ok(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned())
-        })?
-        .with_context(|| format!("no answer from UDP {target} within {limit:?}"))
+        self.run(|| udp_ask(target, payload, limit))?
+            .with_context(|| format!("no answer from UDP {target} within {limit:?}"))
     }
 
     /// Sends `count` echo requests; an error unless all are answered.
@@ -120,7 +110,7 @@ impl Namespace {
 
     /// Connects to a [`super::SshLike`] server, sends `lines` one by one, and returns all lines that came, the banner first.
     pub fn talk(&self, target: SocketAddr, lines: &[&str], limit: Duration) -> Result<Vec<String>> {
-        let talk = || -> std::io::Result<Vec<String>> {
+        let talk = || -> io::Result<Vec<String>> {
             let mut stream = TcpStream::connect_timeout(&target, limit)?;
             stream.set_read_timeout(Some(limit))?;
             let mut reader = BufReader::new(stream.try_clone()?);
@@ -135,7 +125,24 @@ impl Namespace {
     }
 }
 
-fn read_line(reader: &mut BufReader<TcpStream>) -> std::io::Result<String> {
+/// As [`Namespace::udp_echo`], from the namespace of the calling thread.
+pub fn udp_ask(target: SocketAddr, payload: &str, limit: Duration) -> io::Result<String> {
+    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    // A connected socket hears only the address it is connected to.
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(limit))?;
+    socket.send(payload.as_bytes())?;
+    let mut buffer = vec![0; 65_536];
+    let length = socket.recv(&mut buffer).map_err(|error| match error.kind() {
+        // What a read timeout is called on Linux says nothing to a reader.
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")),
+        _ => error,
+    })?;
+    Ok(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned())
+}
+
+fn read_line(reader: &mut BufReader<TcpStream>) -> io::Result<String> {
     let mut line = String::new();
     reader.read_line(&mut line)?;
     Ok(line.trim_end().to_owned())

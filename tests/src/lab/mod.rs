@@ -46,7 +46,7 @@ use anyhow::Result;
 pub use available::{available, is_privileged, tools_missing};
 pub use bpffs::Bpffs;
 pub use builder::{Arms, Builder, Forwarding, REAL_SERVERS_MAX};
-pub use client::{Answer, Download};
+pub use client::{Answer, Download, udp_ask};
 pub use command::{Cmd, Finished};
 pub use digest::{Digest, digest, file_body};
 pub use http::{HttpAnswer, HttpServer, get};

@@ -44,7 +44,9 @@ impl Drop for Identity {
 ///
 /// Their processes need no care: they died with the process that started them.
 pub fn remove_stale() {
+    let mut labs = BTreeSet::new();
     for name in entries(Path::new(NAMES)).iter().filter(|name| is_stale(name)) {
+        labs.extend(lab_of(name));
         namespace::delete(&name.to_string_lossy());
     }
     let mut folders: BTreeSet<PathBuf> = stale_folders(&std::env::temp_dir());
@@ -55,11 +57,16 @@ pub fn remove_stale() {
         }
     }
     for folder in folders {
+        labs.extend(folder.file_name().and_then(lab_of));
         if let Err(error) = fs::remove_dir_all(&folder)
             && folder.exists()
         {
             eprintln!("lab: can't remove {}: {error}", folder.display());
         }
+    }
+    if !labs.is_empty() {
+        let labs: Vec<String> = labs.into_iter().collect();
+        eprintln!("lab: removed what killed labs had left: {}", labs.join(", "));
     }
 }
 
@@ -74,7 +81,23 @@ fn is_stale(name: &OsStr) -> bool {
         // A number that is not in use here is from a process that had our pid before us.
         return !live().contains(&number);
     }
-    !Path::new("/proc").join(pid.to_string()).exists()
+    let process = Path::new("/proc").join(pid.to_string());
+    match fs::read_to_string(process.join("stat")) {
+        Ok(stat) => is_dead(&stat),
+        Err(_) => !process.exists(),
+    }
+}
+
+/// Whether a line of /proc/PID/stat (proc(5)) is of a process that has ended and only waits for its parent to ask.
+fn is_dead(stat: &str) -> bool {
+    // The second field is the program's name in parentheses, which may have any character itself.
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    matches!(state, Some('Z' | 'X' | 'x'))
+}
+
+/// The lab in the name of something that it made: `ek<pid>x<n>`.
+fn lab_of(name: &OsStr) -> Option<String> {
+    name.to_str().and_then(parse).map(|(pid, number)| format!("ek{pid}x{number}"))
 }
 
 /// `ek<pid>x<n>-<anything>` to pid and n.
@@ -130,6 +153,30 @@ mod tests {
         let identity = Identity::take();
         assert!(!is_stale(OsStr::new(&format!("{}-client", identity.name()))));
         assert!(is_stale(OsStr::new(&format!("ek{}x999999-client", std::process::id()))));
+    }
+
+    #[test]
+    fn zombies_are_dead_whatever_their_name_is() {
+        assert!(is_dead("7 (xtask) Z 1 7 7 0 -1 4227084"));
+        assert!(is_dead("7 (a) S (b) Z 1 7 7"));
+        assert!(!is_dead("7 (a) Z 1 (b) S 1 7 7"));
+        assert!(!is_dead("7 (xtask) R 1 7 7"));
+        assert!(!is_dead(""));
+    }
+
+    /// A child that nobody has waited for is a zombie.
+    #[test]
+    fn labs_of_zombies_are_stale() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let name = format!("ek{}x0-client", child.id());
+        assert!(!is_stale(OsStr::new(&name)));
+        child.kill().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !is_stale(OsStr::new(&name)) {
+            assert!(std::time::Instant::now() < deadline, "still not stale");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        child.wait().unwrap();
     }
 
     #[test]
