@@ -225,3 +225,62 @@ address = "10.0.1.11"
 "#
     ));
 }
+
+/// The help that shows how to write what keepalived.conf says is itself a file that is accepted.
+#[test]
+fn the_example_for_keepalived_is_accepted() {
+    let refusal = refusal(KEEPALIVED_CONF);
+    let example: Vec<&str> = refusal.lines().skip_while(|line| *line != "[xdp]").collect();
+    let example = example.split_last().map(|(_, lines)| lines.join("\n")).unwrap_or_default();
+    parse("lb.toml", &example).unwrap_or_else(|diagnostics| panic!("{example}\n{diagnostics}"));
+}
+
+// Slips whose way out must not lead to the next error.
+refused! {
+    interface_without_quotes: r#"["eth0"]"# => "eth0 # uplink";
+    interfaces_without_quotes: r#"["eth0"]"# => "[eth0, eth1]";
+    interfaces_without_an_equals_sign: r#"interfaces = ["eth0"]"# => "interfaces eth0 eth1";
+    protocol_without_quotes: r#""tcp""# => "TCP";
+    keepalived_words_without_quotes: r#"scheduler = "rr""# => "lb_algo = rr", r#"forwarding = "nat""# => "lb_kind NAT";
+    scheduler_of_a_later_version_without_quotes: r#""rr""# => "wrr";
+    weight_as_a_word: "weight = 1" => "weight = high";
+    boolean_as_a_word: r#"mode = "auto""# => "packet_log = yes";
+    keepalived_words_with_its_values: r#"forwarding = "nat""# => r#"lb_kind = "DR""#;
+}
+
+// Values as others call them.
+refused! {
+    forwarding_masq: r#""nat""# => r#""masq""#;
+    forwarding_masquerading: r#""nat""# => r#""masquerading""#;
+    forwarding_gate: r#""nat""# => r#""gate""#;
+    forwarding_droute: r#""nat""# => r#""droute""#;
+    forwarding_dr_in_capitals: r#""nat""# => r#""DR""#;
+    forwarding_ipip: r#""nat""# => r#""ipip""#;
+    forwarding_tunnel: r#""nat""# => r#""tunnel""#;
+    forwarding_tun_in_capitals: r#""nat""# => r#""TUN""#;
+    mode_skb: r#""auto""# => r#""skb""#;
+    mode_drv: r#""auto""# => r#""drv""#;
+    mode_driver: r#""auto""# => r#""driver""#;
+    protocol_udp_in_capitals: r#""tcp""# => r#""UDP""#;
+}
+
+// What keepalived and ipvsadm have, and the wrong places.
+refused! {
+    keys_of_a_later_version: "scheduler =" => "persistence_timeout = 300\nsorry_server = \"10.0.1.99:80\"\nscheduler =", "weight = 1" => "uthreshold = 100\nTCP_CHECK = { connect_timeout = 3 }";
+    key_of_a_later_version_without_an_equals_sign: "scheduler =" => "delay_loop 6\nscheduler =";
+    real_servers_at_the_top_level: "[[virtual_server.real_server]]" => "[[real_server]]", "[[virtual_server.real_server]]" => "[[real_server]]";
+    port_as_a_key: "address = \"10.0.0.100:80\"" => "address = \"10.0.0.100\"\nport = 8080", "10.0.1.11:8080\"" => "10.0.1.11\"\nport = \"80\"";
+    real_servers_as_strings: "forwarding = \"nat\"\n" => "forwarding = \"nat\"\nreal_server = [\"10.0.1.21:80\", \"10.0.1.22:80\"]\n", "[[virtual_server.real_server]]\naddress = \"10.0.1.11:8080\"\nweight = 1\n\n[[virtual_server.real_server]]\naddress = \"10.0.1.12:8080\"\n" => "";
+    real_server_as_one_table: "weight = 1\n\n[[virtual_server.real_server]]\naddress = \"10.0.1.12:8080\"\n" => "", "[[virtual_server.real_server]]" => "[virtual_server.real_server]";
+    real_server_on_one_line: "[[virtual_server.real_server]]\naddress = \"10.0.1.11:8080\"\nweight = 1\n" => "real_server 10.0.1.11 8080\n";
+}
+
+// keepalived.conf, whole or pasted.
+refused! {
+    keepalived_conf_with_comments = format!("! Configuration File for keepalived\n\nglobal_defs {{\n  router_id LVS\n}}\n\n{KEEPALIVED_CONF}");
+    keepalived_conf_with_vrrp = "vrrp_instance VI_1\n{\n  state MASTER\n  interface eth0\n}\n";
+    keepalived_real_server_of_ipv6 = GOOD.replace("weight = 1\n", "real_server fd77:1::12 80 {\n  weight 1\n}\n");
+    keepalived_check_in_toml = format!("{GOOD}TCP_CHECK {{\n  connect_timeout 3\n}}\n");
+    keepalived_block_in_toml = format!("[xdp]\ninterfaces = [\"eth0\"]\nmode = \"natve\"\n\n{KEEPALIVED_CONF}");
+    keepalived_real_server_in_toml = GOOD.replace("[[virtual_server.real_server]]\naddress = \"10.0.1.12:8080\"\n", "real_server 10.0.1.12 80 {\n  weight 1\n}\n");
+}

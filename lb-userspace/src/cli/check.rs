@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use crate::config::{self, Config, LoadError};
 use crate::error::chain;
+use crate::model::VirtualServer;
 
 const OK: u8 = 0;
 const FAILED: u8 = 1;
@@ -21,7 +22,10 @@ pub fn check(file: &Path) -> ExitCode {
 
 fn run(file: &Path, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
     let (written, code) = match config::load(file) {
-        Ok(config) => (writeln!(stdout, "{}: ok: {}", file.display(), summary(&config)), OK),
+        Ok(config) => {
+            let warned = warn(file, &config, stderr);
+            (warned.and_then(|()| writeln!(stdout, "{}: ok: {}", file.display(), summary(&config))), OK)
+        }
         Err(error @ LoadError::Read { .. }) => (writeln!(stderr, "evenkeel: {}", chain(&error)), FAILED),
         Err(LoadError::Invalid(diagnostics)) => (writeln!(stderr, "{diagnostics}"), INVALID),
     };
@@ -30,6 +34,19 @@ fn run(file: &Path, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
         Err(_) => code.max(FAILED),
     }
+}
+
+/// What is allowed, for one drains real servers like that, but seldom meant.
+fn warn(file: &Path, config: &Config, stderr: &mut dyn Write) -> io::Result<()> {
+    let drained = |server: &&VirtualServer| server.real_servers.iter().all(|real| real.weight.get() == 0);
+    config.virtual_servers.iter().filter(drained).try_for_each(|server| {
+        let service = server.service;
+        writeln!(
+            stderr,
+            "{}: warning: every real_server of virtual_server {service} has weight 0, it takes no new connections",
+            file.display()
+        )
+    })
 }
 
 fn summary(config: &Config) -> String {
@@ -99,6 +116,18 @@ address = "10.0.1.12"
         let (code, stdout, stderr) = checked(GOOD);
         assert_eq!(stdout, "lb.toml: ok: 1 virtual server, 2 real servers, backend xdp on eth0, eth1\n");
         assert_eq!((code, stderr.as_str()), (0, ""));
+    }
+
+    #[test]
+    fn a_virtual_server_that_is_drained_is_a_warning() {
+        let drained = GOOD.replace("address = \"10.0.1.1", "weight = 0\naddress = \"10.0.1.1");
+        let (code, stdout, stderr) = checked(&drained);
+        assert_eq!((code, stdout.starts_with("lb.toml: ok: ")), (0, true));
+        assert_eq!(
+            stderr,
+            "lb.toml: warning: every real_server of virtual_server tcp 10.0.0.100:80 has weight 0, it takes no new connections\n"
+        );
+        assert_eq!(checked(&GOOD.replace("address = \"10.0.1.11", "weight = 0\naddress = \"10.0.1.11")).2, "");
     }
 
     #[test]

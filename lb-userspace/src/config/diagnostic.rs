@@ -104,9 +104,16 @@ fn write_error(f: &mut fmt::Formatter<'_>, file: &str, error: &Diagnostic) -> fm
         writeln!(f, "{gutter} |\n{line} | {text}\n{gutter} | {indent}{carets}")?;
     }
     match help {
-        Some(help) => writeln!(f, "{gutter} = help: {help}"),
+        Some(help) => write_help(f, &gutter, help),
         None => Ok(()),
     }
+}
+
+/// The lines below the first are an example: they stand at the left, to be copied.
+fn write_help(f: &mut fmt::Formatter<'_>, gutter: &str, help: &str) -> fmt::Result {
+    let mut lines = help.split('\n');
+    writeln!(f, "{gutter} = help: {}", lines.next().unwrap_or_default())?;
+    lines.try_for_each(|line| writeln!(f, "{line}"))
 }
 
 #[cfg(test)]

@@ -13,8 +13,10 @@ const INSTANCE: &str = "evenkeel";
 const INSTANCE_LENGTH_MAX: usize = 32;
 const RUNTIME_DIRECTORY: &str = "/run/evenkeel";
 
-static BACKENDS: Words<Backend> = Words { now: &[("xdp", Backend::Xdp)], later: &["ipvs"] };
-static LOG_LEVELS: Words<LogLevel> = Words {
+/// The words of `backend`.
+pub static BACKENDS: Words<Backend> = Words { now: &[("xdp", Backend::Xdp)], later: &["ipvs"] };
+/// The words of `log_level`.
+pub static LOG_LEVELS: Words<LogLevel> = Words {
     now: &[
         ("error", LogLevel::Error),
         ("warn", LogLevel::Warn),

@@ -6,6 +6,7 @@ mod address;
 mod diagnostic;
 mod file;
 mod global;
+mod keepalived;
 mod lines;
 mod model;
 mod reader;

@@ -6,6 +6,8 @@ use std::ops::{Range, RangeInclusive};
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
+use super::address;
+use super::keepalived;
 use super::report::Report;
 use super::schema::{self, Table};
 use super::suggest::{closest, did_you_mean, one_of};
@@ -28,11 +30,40 @@ pub struct Words<T: 'static> {
     pub later: &'static [&'static str],
 }
 
+/// The words of a key, without their meaning.
+pub struct Spelling {
+    /// What is allowed.
+    pub now: Vec<&'static str>,
+    later: &'static [&'static str],
+}
+
+impl<T> Words<T> {
+    /// The words without their meaning.
+    pub fn spelling(&self) -> Spelling {
+        Spelling { now: self.now.iter().map(|(word, _)| *word).collect(), later: self.later }
+    }
+}
+
+impl Spelling {
+    /// The word that was probably meant by `text` as the value of `key`.
+    pub fn meant(&self, key: &str, text: &str) -> Option<&'static str> {
+        if self.later(text) {
+            return None;
+        }
+        schema::our_word(key, text).or_else(|| closest(text, self.now.iter().copied()))
+    }
+
+    /// Whether `text` will be allowed in a later version.
+    pub fn later(&self, text: &str) -> bool {
+        self.later.contains(&text.to_lowercase().as_str())
+    }
+}
+
 impl<'t> Reader<'t> {
     /// Reads `table` as one of `kind`, and reports the keys that have no place in it.
     pub fn open(kind: &'static Table, table: &'t DeTable<'t>, span: Range<usize>, report: &mut Report<'_>) -> Self {
         let unknown = table.keys().filter(|key| !kind.knows(key.get_ref()));
-        let misspelt = unknown.filter_map(|key| report_unknown(kind, key, report)).collect();
+        let misspelt = unknown.filter_map(|key| report_unknown(kind, key, table, report)).collect();
         Self { kind, table, misspelt, span }
     }
 
@@ -74,7 +105,11 @@ impl<'t> Reader<'t> {
         const ALLOWED: &str = "an array of strings in quotes";
         let value = self.value(key)?;
         let DeValue::Array(array) = value.get_ref() else {
-            return self.wrong_type(key, value, &format!("{ALLOWED}, in [ ] even when it is one"), report);
+            let names = value.get_ref().as_str().filter(|text| keepalived::is_bare_list(text));
+            let help = names.map(|names| keepalived::way_out(key, names));
+            let message = self.type_message(key, value, &format!("{ALLOWED}, in [ ] even when it is one"), report);
+            report.error(&value.span(), message, help);
+            return None;
         };
         let mut strings = Vec::with_capacity(array.len());
         for element in array.iter() {
@@ -124,8 +159,8 @@ impl<'t> Reader<'t> {
     /// The word at `key`, one of `words`.
     pub fn word<T: Copy>(&self, key: &'static str, words: &Words<T>, report: &mut Report<'_>) -> Option<T> {
         let value = self.value(key)?;
-        let known: Vec<&str> = words.now.iter().map(|(word, _)| *word).collect();
-        let allowed = one_of(&known);
+        let known = words.spelling();
+        let allowed = one_of(&known.now);
         let DeValue::String(text) = value.get_ref() else {
             return self.wrong_type(key, value, &allowed, report);
         };
@@ -133,10 +168,10 @@ impl<'t> Reader<'t> {
             return Some(*meaning);
         }
         let (path, found) = (self.path(key), text.escape_debug());
-        let (message, help) = if words.later.contains(&text.to_lowercase().as_str()) {
+        let (message, help) = if known.later(text) {
             (format!("{path} is \"{found}\": not available yet in this version, use {allowed}"), None)
         } else {
-            let help = closest(text, known).map(did_you_mean);
+            let help = known.meant(key, text).map(did_you_mean);
             (format!("{path} is \"{found}\", must be {allowed}"), help)
         };
         report.error(&value.span(), message, help);
@@ -157,22 +192,25 @@ impl<'t> Reader<'t> {
         let Some(value) = self.value(key) else { return vec![] };
         let allowed = format!("an array of tables, each written {}", kind.header);
         let mut tables = vec![];
-        let mut open = |element: &'t Spanned<DeValue<'t>>, report: &mut Report<'_>| match element.get_ref() {
-            DeValue::Table(table) => tables.push(Reader::open(kind, table, element.span(), report)),
-            _ => self.report_type(key, element, &allowed, report),
-        };
         match value.get_ref() {
-            DeValue::Array(array) => array.iter().for_each(|element| open(element, report)),
+            DeValue::Array(array) => {
+                let mut wrong = array.iter().filter(|element| !element.get_ref().is_table());
+                if let Some(first) = wrong.next() {
+                    self.report_no_table(key, first, &allowed, report);
+                }
+                let readable = array.iter().filter_map(|element| Some((element.get_ref().as_table()?, element.span())));
+                tables.extend(readable.map(|(table, span)| Reader::open(kind, table, span, report)));
+            }
             DeValue::Table(_) if !report.quote(&value.span()).starts_with(['[', '{']) => {
                 let message = format!("{} is missing above, must come before what belongs to it", kind.header);
                 let help = format!("start each {key} with {}", kind.header);
                 report.error(&value.span(), message, Some(help));
             }
-            DeValue::Table(_) => {
-                self.report_type(key, value, &allowed, report);
-                open(value, report);
+            DeValue::Table(table) => {
+                self.report_no_table(key, value, &allowed, report);
+                tables.push(Reader::open(kind, table, value.span(), report));
             }
-            _ => self.report_type(key, value, &allowed, report),
+            _ => self.report_no_table(key, value, &allowed, report),
         }
         tables
     }
@@ -199,12 +237,22 @@ impl<'t> Reader<'t> {
     }
 
     fn report_type(&self, key: &str, value: &Spanned<DeValue<'_>>, allowed: &str, report: &mut Report<'_>) {
+        report.error(&value.span(), self.type_message(key, value, allowed, report), None);
+    }
+
+    fn type_message(&self, key: &str, value: &Spanned<DeValue<'_>>, allowed: &str, report: &Report<'_>) -> String {
         let found = match value.get_ref() {
             DeValue::Array(_) => "an array".to_owned(),
             DeValue::Table(_) => "a table".to_owned(),
             _ => report.quote(&value.span()),
         };
-        report.error(&value.span(), format!("{} is {found}, must be {allowed}", self.path(key)), None);
+        format!("{} is {found}, must be {allowed}", self.path(key))
+    }
+
+    /// A value where tables belong, with an example of one.
+    fn report_no_table(&self, key: &str, value: &Spanned<DeValue<'_>>, allowed: &str, report: &mut Report<'_>) {
+        let example = keepalived::block_example(key, value.get_ref().as_str().unwrap_or_default());
+        report.error(&value.span(), self.type_message(key, value, allowed, report), Some(example));
     }
 }
 
@@ -213,21 +261,56 @@ fn number(integer: &DeInteger<'_>) -> Option<i128> {
 }
 
 /// Reports `key` as unknown; yields the key of this table that was meant.
-fn report_unknown(kind: &Table, key: &Spanned<Cow<'_, str>>, report: &mut Report<'_>) -> Option<&'static str> {
+fn report_unknown(
+    kind: &Table,
+    key: &Spanned<Cow<'_, str>>,
+    table: &DeTable<'_>,
+    report: &mut Report<'_>,
+) -> Option<&'static str> {
     let word = key.get_ref().as_ref();
     let place = if kind.header.is_empty() { "at the top level".to_owned() } else { format!("in {}", kind.header) };
     let message = format!("unknown key \"{}\" {place}", word.escape_debug());
-    let (help, meant) = meaning(kind, word);
+    if schema::is_later(word) {
+        let message = format!("{word} {place}: not available yet in this version");
+        report.error(&key.span(), message, Some("remove it".to_owned()));
+        return None;
+    }
+    if kind.path.is_empty() && word == "real_server" {
+        report.lose(word);
+        let header = schema::REAL_SERVER.header;
+        let help = format!("write {header}, below the {} that it serves", schema::VIRTUAL_SERVER.header);
+        report.error(&key.span(), message, Some(help));
+        return None;
+    }
+    let text = |key: &str| table.get(key).map(|value| report.quote(&value.span()).trim_matches('"').to_owned());
+    if word == "port" && kind.knows("address") {
+        let help = port_way_out(text("address"), text("port"));
+        report.error(&key.span(), message, Some(help));
+        return None;
+    }
+    let (help, meant) = meaning(kind, word, text(word));
     report.error(&key.span(), message, Some(help));
     meant
 }
 
+/// The way out for a port that is a key of its own.
+fn port_way_out(address: Option<String>, port: Option<String>) -> String {
+    let written = address.and_then(|address| address::parse(&address, address::VIRTUAL_SERVER).ok());
+    match written.zip(port.and_then(|port| port.parse().ok())) {
+        Some((written, port)) if port != 0 => {
+            format!("remove it, and write address = \"{}\"", address::with_port(written.ip, port))
+        }
+        _ => r#"remove it, and put the port into address = "ip:port""#.to_owned(),
+    }
+}
+
 /// The way out, and the key of this table that was meant.
-fn meaning(kind: &Table, word: &str) -> (String, Option<&'static str>) {
+fn meaning(kind: &Table, word: &str, value: Option<String>) -> (String, Option<&'static str>) {
     let keys: Vec<&'static str> = kind.keys.iter().map(|key| key.name).collect();
-    let translated = schema::KEEPALIVED_WORDS.iter().find(|(keepalived, _)| *keepalived == word);
-    if let Some((_, ours)) = translated.filter(|(_, ours)| kind.knows(ours)) {
-        return (format!("keepalived's {word} is called {ours} here"), Some(ours));
+    if let Some(ours) = schema::translated(word).filter(|ours| kind.knows(ours)) {
+        let way_out = value.map(|value| keepalived::way_out(word, &value));
+        let help = format!("keepalived's {word} is called {ours} here; {}", way_out.unwrap_or_default());
+        return (help, Some(ours));
     }
     if let Some(near) = closest(word, keys.iter().copied()) {
         return (did_you_mean(near), Some(near));

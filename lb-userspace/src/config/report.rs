@@ -11,7 +11,7 @@ pub struct Report<'t> {
     text: &'t str,
     lines: Lines<'t>,
     written: Lines<'t>,
-    lost: &'t [String],
+    lost: Vec<String>,
     errors: Vec<Diagnostic>,
 }
 
@@ -19,7 +19,7 @@ impl<'t> Report<'t> {
     /// Starts with the syntax errors of `written`; spans are those of `repaired`.
     pub fn new(written: &'t str, repaired: &'t Repaired) -> Self {
         let Repaired { text, errors, lost, readable: _ } = repaired;
-        Self { text, lines: Lines::new(text), written: Lines::new(written), lost, errors: errors.clone() }
+        Self { text, lines: Lines::new(text), written: Lines::new(written), lost: lost.clone(), errors: errors.clone() }
     }
 
     /// Adds an error about `span`.
@@ -49,6 +49,11 @@ impl<'t> Report<'t> {
     /// Whether `word` may have been on a line that was blanked for its syntax, so that it cannot be called missing.
     pub fn is_lost(&self, word: &str) -> bool {
         self.lost.iter().any(|line| line.contains(word))
+    }
+
+    /// From here on `word` cannot be called missing: it is in the wrong place.
+    pub fn lose(&mut self, word: &str) {
+        self.lost.push(word.to_owned());
     }
 
     /// Whether nothing is wrong so far.

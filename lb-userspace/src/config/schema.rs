@@ -94,8 +94,60 @@ pub static REAL_SERVER: Table = Table {
 pub static TABLES: [&Table; 5] = [&ROOT, &GLOBAL, &XDP, &VIRTUAL_SERVER, &REAL_SERVER];
 
 /// keepalived's words that are called otherwise here.
-pub static KEEPALIVED_WORDS: [(&str, &str); 4] =
+static KEEPALIVED_WORDS: [(&str, &str); 4] =
     [("lb_algo", "scheduler"), ("lvs_sched", "scheduler"), ("lb_kind", "forwarding"), ("lvs_method", "forwarding")];
+
+/// Other words for values, by key, in lower case: those of keepalived, ipvsadm and ip-link.
+static OTHER_WORDS: [(&str, &str, &[&str]); 6] = [
+    ("forwarding", "nat", &["masq", "masquerade", "masquerading"]),
+    ("forwarding", "dr", &["gate", "gatewaying", "route", "droute", "drouting"]),
+    ("forwarding", "tun", &["ipip", "tunnel", "tunneling", "tunnelling"]),
+    ("scheduler", "rr", &["round_robin", "round-robin", "roundrobin"]),
+    ("mode", "generic", &["skb", "xdpgeneric"]),
+    ("mode", "native", &["drv", "driver", "xdpdrv"]),
+];
+
+/// Keys of keepalived and ipvsadm for what is not available yet.
+static LATER: [&str; 21] = [
+    "persistence_timeout",
+    "persistence_granularity",
+    "sorry_server",
+    "TCP_CHECK",
+    "HTTP_GET",
+    "SSL_GET",
+    "MISC_CHECK",
+    "inhibit_on_failure",
+    "fwmark",
+    "quorum",
+    "upper_threshold",
+    "lower_threshold",
+    "uthreshold",
+    "lthreshold",
+    "alpha",
+    "omega",
+    "ops",
+    "delay_loop",
+    "vrrp_instance",
+    "vrrp_sync_group",
+    "virtual_server_group",
+];
+
+/// Whether `key` is known from keepalived or ipvsadm, and not available yet.
+pub fn is_later(key: &str) -> bool {
+    LATER.iter().any(|later| later.eq_ignore_ascii_case(key))
+}
+
+/// What keepalived's `key` is called here.
+pub fn translated(key: &str) -> Option<&'static str> {
+    KEEPALIVED_WORDS.iter().find(|(keepalived, _)| *keepalived == key).map(|(_, ours)| *ours)
+}
+
+/// The word for `value` of `key` that is used here.
+pub fn our_word(key: &str, value: &str) -> Option<&'static str> {
+    let value = value.to_lowercase();
+    let mut words = OTHER_WORDS.iter().filter(|(of, ..)| *of == key);
+    words.find(|(_, _, others)| others.contains(&value.as_str())).map(|(_, ours, _)| *ours)
+}
 
 impl Table {
     /// Whether `key` may stand in this table.

@@ -9,7 +9,9 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, Excerpt};
+use super::keepalived;
 use super::lines::Lines;
+use super::schema;
 
 /// More than this is no configuration with slips in it, but a file of another kind.
 const ERRORS_MAX: usize = 20;
@@ -30,6 +32,9 @@ pub struct Repaired {
 pub fn repair(written: &str) -> Repaired {
     let mut repair =
         Repair { written: Lines::new(written), lines: split(written), errors: vec![], lost: vec![], kept: vec![] };
+    if let Some(repaired) = repair.lose_keepalived(written) {
+        return repaired;
+    }
     let readable = loop {
         let text = repair.lines.join("\n");
         match repair.step(&text) {
@@ -65,6 +70,26 @@ enum Step {
 }
 
 impl Repair<'_> {
+    /// Blanks everything from the first block of keepalived.conf on; `Some` when nothing above it is TOML.
+    fn lose_keepalived(&mut self, text: &str) -> Option<Repaired> {
+        let last = self.lines.len();
+        let number = keepalived::first_block(&self.written, last)?;
+        if errors_without(&self.lines, 0..=0) == 0 {
+            return None;
+        }
+        let (range, line) = (self.written.range(number), self.written.text(number));
+        let indent = line.len() - line.trim_start().len();
+        let message = "this is keepalived's syntax, must be TOML; the rest of the file is not checked";
+        let span = range.start + indent..range.end;
+        self.report(&span, message, Some(keepalived::block_way_out(line, text)), &Lines::new(text));
+        self.lose(number..=last);
+        let is_toml = self.lines.iter().any(|line| line.trim_start().starts_with('['));
+        if is_toml {
+            return None;
+        }
+        Some(Repaired { text: String::new(), errors: std::mem::take(&mut self.errors), lost: vec![], readable: false })
+    }
+
     fn step(&mut self, text: &str) -> Step {
         let lines = Lines::new(text);
         let (table, errors) = DeTable::parse_recoverable(text);
@@ -116,6 +141,8 @@ impl Repair<'_> {
         for number in numbers {
             let Some(line) = self.lines.get_mut(number.saturating_sub(1)) else { continue };
             if !line.trim().is_empty() {
+                let first = line.split([' ', '\t', '=']).find(|word| !word.is_empty());
+                self.lost.extend(first.and_then(schema::translated).map(str::to_owned));
                 self.lost.push(std::mem::take(line));
                 step = Step::Repaired;
             }
@@ -184,10 +211,14 @@ fn header_way_out(line: &str, first: Option<usize>) -> Option<String> {
 
 /// `lb_algo rr` was meant as `lb_algo = "rr"`.
 fn equals_sign_way_out(line: &str) -> String {
-    let words: Vec<&str> = line.split_whitespace().collect();
+    let words: Vec<&str> = keepalived::code(line).split_whitespace().collect();
     match words.as_slice() {
-        [key, value] if value.parse::<i64>().is_ok() => format!("did you mean {key} = {value}?"),
-        [key, value] if !value.contains('"') => format!("did you mean {key} = \"{value}\"?"),
+        [key, value] if !value.contains('"') => keepalived::way_out(key, value),
+        ["interfaces", names @ ..] if keepalived::is_bare_list(&names.join(" ")) => {
+            keepalived::way_out("interfaces", &names.join(" "))
+        }
+        [key @ ("virtual_server" | "real_server"), ip, port] => keepalived::way_out(key, &format!("{ip} {port}")),
+        [key, ..] if schema::is_later(key) => keepalived::way_out(key, ""),
         _ => "write it as: key = value".to_owned(),
     }
 }
@@ -210,10 +241,14 @@ fn own_words(line: &str) -> Option<(Range<usize>, String, String)> {
             "write one after the \"=\", or remove the line".to_owned(),
         ));
     }
-    is_bare_text(value).then(|| {
-        let help = format!("did you mean {key} = \"{value}\"?");
-        (start..start + value.len(), format!("{key} is {value}, must be in quotes"), help)
-    })
+    let is_bare = is_bare_text(value) || key == "interfaces" && keepalived::is_bare_list(value);
+    let must = match key {
+        "weight" | "connections_max" => "must be a number",
+        "packet_log" => "must be true or false",
+        "interfaces" => "must be in [ ], each name in quotes",
+        _ => "must be in quotes",
+    };
+    is_bare.then(|| (start..start + value.len(), format!("{key} is {value}, {must}"), keepalived::way_out(key, value)))
 }
 
 /// Whether `value` is neither quoted nor of any other type that TOML has.

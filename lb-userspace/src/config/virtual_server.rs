@@ -19,8 +19,11 @@ const NAME_LENGTH_MAX: usize = 64;
 const EXAMPLE: &str = "write [[virtual_server]], and under it address, protocol, forwarding and its real servers";
 const PROTOCOL_HELP: &str = r#"write protocol = "tcp" or protocol = "udp""#;
 
-static PROTOCOLS: Words<Protocol> = Words { now: &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], later: &["sctp"] };
-static SCHEDULERS: Words<Scheduler> = Words {
+/// The words of `protocol`.
+pub static PROTOCOLS: Words<Protocol> =
+    Words { now: &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], later: &["sctp"] };
+/// The words of `scheduler`.
+pub static SCHEDULERS: Words<Scheduler> = Words {
     now: &[("rr", Scheduler::Rr)],
     later: &["wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq", "fo", "ovf", "lblc", "lblcr", "twos"],
 };
@@ -102,6 +105,7 @@ fn vip(table: &Reader<'_>, report: &mut Report<'_>) -> Option<(SocketAddr, Range
     let read = address::parse(text, address::VIRTUAL_SERVER);
     let (what, help) = match read {
         Ok(address::Written { ip, port: Some(port) }) => return Some((SocketAddr::new(ip, port), span)),
+        Ok(address::Written { port: None, .. }) if table.has("port") => return None,
         Ok(address::Written { ip, port: None }) => {
             let example = address::with_port(ip, 80);
             ("must have a port, 1..=65535".to_owned(), Some(format!("write \"{example}\" for port 80")))

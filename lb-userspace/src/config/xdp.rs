@@ -17,7 +17,8 @@ const CONNECTIONS_HELP: &str = "it counts entries of the connection table; a con
 const PIN_DIRECTORY: &str = "/sys/fs/bpf/evenkeel";
 const INTERFACES_EXAMPLE: &str = r#"name what the clients' packets arrive on: interfaces = ["eth0"]"#;
 
-static MODES: Words<XdpMode> =
+/// The words of `mode`.
+pub static MODES: Words<XdpMode> =
     Words { now: &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)], later: &[] };
 
 /// Reads `[xdp]`, which must be there when it is the `backend`; each value that is missing has its default.
