@@ -257,18 +257,19 @@ fn is_closing(flags: u8) -> bool {
     flags & (tcp_flag::FIN | tcp_flag::RST) != 0
 }
 
-/// One line a forwarded request, where the packet log is on; the verifier removes the call where it is off.
+/// One line a packet that goes to a real server, where the packet log is on; the verifier removes the call where it is off.
 #[inline(never)]
 fn log(ctx: &XdpContext, packet: &Packet, index: u32) {
-    info!(
-        ctx,
-        "{:i}:{} -> {:i}:{} to real server {}",
-        packet.flow.source.octets,
-        packet.flow.source_port.number(),
-        packet.flow.destination.octets,
-        packet.flow.destination_port.number(),
-        index
-    );
+    let FlowKey { source, destination, source_port, destination_port, protocol } = &packet.flow;
+    let (from, to) = (source_port.number(), destination_port.number());
+    let protocol = protocol.name();
+    if packet.is_ipv4 {
+        let (source, destination) = (u32::from_be(source.words()[3]), u32::from_be(destination.words()[3]));
+        info!(ctx, "{} {:i}:{} -> {:i}:{} to real server {}", protocol, source, from, destination, to, index);
+    } else {
+        let (source, destination) = (source.octets, destination.octets);
+        info!(ctx, "{} [{:i}]:{} -> [{:i}]:{} to real server {}", protocol, source, from, destination, to, index);
+    }
 }
 
 /// Applies `change` to this CPU's counters of a virtual server and of a real server.

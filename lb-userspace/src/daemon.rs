@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, XdpMode};
+use crate::config::Config;
 use crate::control::protocol::{Request, Response};
 use crate::control::server::{self, Call};
 use crate::datapath::xdp::attach::{self, AttachedMode, Attachment};
@@ -244,8 +244,9 @@ fn attach_program(
         attach::attach_all(datapath.ebpf(), links, mode, instance.pins())?
     };
     for (attachment, link) in attachments.iter().zip(links) {
-        if attachment.mode == AttachedMode::Generic {
-            disable_offloads(instance, link, &offload::GENERIC)?;
+        match attachment.mode {
+            AttachedMode::Generic => disable_offloads(instance, link, &offload::GENERIC)?,
+            AttachedMode::Native => instance.restore_offloads(&link.name, &[offload::LRO]),
         }
         info!(interface = link.name, mode = attachment.mode.name(), "XDP program attached");
     }
@@ -257,10 +258,9 @@ fn take_over(config: &Config, instance: &mut Instance, keep: &[Link]) -> Result<
     let keep: Vec<u32> = keep.iter().map(|link| link.index).collect();
     let undone = instance.take_over(&keep, |change| match change {
         HostChange::NeighbourManaged { .. } => true,
-        HostChange::OffloadDisabled { interface, feature } => {
-            // Whether `auto` ends in generic mode is seen later; then what was off stays off.
-            let generic = config.xdp.mode != XdpMode::Native;
-            config.xdp.interfaces.contains(interface) && (generic || feature == offload::LRO)
+        HostChange::OffloadDisabled { interface, feature: _ } => {
+            // Which of them the mode needs off is seen once the program is attached.
+            config.xdp.interfaces.contains(interface)
         }
     })?;
     for line in undone.done {

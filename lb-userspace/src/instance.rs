@@ -203,6 +203,22 @@ impl Instance {
         Ok(())
     }
 
+    /// Switches on again what was switched off at `interface`, perhaps by an earlier daemon, but for `still_needed`.
+    pub fn restore_offloads(&self, interface: &str, still_needed: &[&str]) {
+        let is_stale = |change: &&HostChange| match change {
+            HostChange::OffloadDisabled { interface: at, feature } => {
+                at == interface && !still_needed.contains(&feature.as_str())
+            }
+            HostChange::NeighbourManaged { .. } => false,
+        };
+        let mut journal = self.journal_now();
+        let stale: Vec<HostChange> = journal.changes().iter().filter(is_stale).cloned().collect();
+        let mut undone = Undone::default();
+        undo::changes(&mut journal, &stale, &mut undone);
+        undone.done.iter().for_each(|line| info!("{line}"));
+        undone.failed.iter().for_each(|line| warn!("not undone: {line}"));
+    }
+
     /// Removes everything that this or an earlier daemon of the instance has made, as far as that can be done from here.
     ///
     /// # Errors

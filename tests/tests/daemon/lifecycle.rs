@@ -81,6 +81,9 @@ fn after_kill_9_packets_flow_and_the_next_daemon_starts_clean() -> Result<()> {
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     ensure!(daemon.process.log().contains("left by an earlier run"), "{}", daemon.process.log());
     serves(&lab)?;
+    // Native mode has no need of what generic mode had switched off.
+    let features = lab.director().command("ethtool")?.args(["-k", "eth0"]).run()?;
+    ensure!(features.contains("generic-receive-offload: on"), "{features}");
     daemon.stop()?;
     assert_eq!(footprint(&lab, &daemon.setup)?, before);
     Ok(())

@@ -98,7 +98,10 @@ fn the_packet_log_tells_of_each_request() -> Result<()> {
     let lab = lab(Forwarding::Nat, Arms::One)?;
     let mut daemon = Daemon::start(&lab, Setup { xdp: "packet_log = true".to_owned(), ..Setup::of(&lab) })?;
     lab.client().fetch("http://10.77.0.100/", 1)?;
-    daemon.process.wait_for_log("to real server", PATIENCE)?;
+    daemon.process.wait_for_log("-> 10.77.0.100:80 to real server 0", PATIENCE)?;
+    lab.client().fetch("http://[fd77::100]/", 1)?;
+    daemon.process.wait_for_log("-> [fd77::100]:80 to real server", PATIENCE)?;
+    ensure!(daemon.process.log().contains("tcp 10.77.0.10:"), "{}", daemon.process.log());
     daemon.stop()
 }
 
