@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use evenkeel_tests::lab::{Arms, Cmd, Finished, Forwarding, Lab, Process, address};
+use evenkeel_tests::lab::{Arms, Cmd, Finished, Forwarding, Lab, Process, address, available};
 use serde_json::Value;
 
 /// How long a daemon may take to start or stop.
@@ -177,9 +177,17 @@ pub fn decapsulators(lab: &Lab) -> Result<Vec<Process>> {
     lab.real_servers().iter().map(start).collect()
 }
 
-/// A lab with three real servers.
-pub fn lab(forwarding: Forwarding, arms: Arms) -> Result<Lab> {
-    Lab::builder().real_servers(3).forwarding(forwarding).arms(arms).build()
+/// A lab with three real servers; `None`, with a word why, where none can be made.
+pub fn lab(forwarding: Forwarding, arms: Arms) -> Result<Option<Lab>> {
+    lab_of(3, forwarding, arms)
+}
+
+/// As [`lab`], with so many real servers.
+pub fn lab_of(real_servers: u8, forwarding: Forwarding, arms: Arms) -> Result<Option<Lab>> {
+    if !available() {
+        return Ok(None);
+    }
+    Lab::builder().real_servers(real_servers).forwarding(forwarding).arms(arms).build().map(Some)
 }
 
 /// The URL of `path` at a VIP.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use evenkeel_tests::lab::{self, Arms, Forwarding, Lab};
+use evenkeel_tests::lab::{Arms, Forwarding, Lab};
 use lb_userspace::instance::Instance;
 use nix::sys::signal::Signal;
 
@@ -22,10 +22,7 @@ fn serves(lab: &Lab) -> Result<()> {
 
 #[test]
 fn sigterm_and_sigint_leave_the_host_as_it_was() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::Two)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::Two)? else { return Ok(()) };
     lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
     let before = footprint(&lab, &Setup::of(&lab))?;
     ensure!(before.contains("xdp: false, managed neighbours: 0, pins: false"), "{before}");
@@ -43,10 +40,7 @@ fn sigterm_and_sigint_leave_the_host_as_it_was() -> Result<()> {
 
 #[test]
 fn sighup_does_not_end_the_service() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     daemon.process.signal(Signal::SIGHUP)?;
     daemon.process.wait_for_log("SIGHUP ignored", PATIENCE)?;
@@ -56,10 +50,7 @@ fn sighup_does_not_end_the_service() -> Result<()> {
 
 #[test]
 fn after_kill_9_packets_flow_and_the_next_daemon_starts_clean() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
     let before = footprint(&lab, &Setup::of(&lab))?;
     let mut daemon = Daemon::start(&lab, Setup { mode: "generic", ..Setup::of(&lab) })?;
@@ -92,10 +83,7 @@ fn after_kill_9_packets_flow_and_the_next_daemon_starts_clean() -> Result<()> {
 /// The program is replaced on its link: no SYN finds the interface without one, where the host would answer it with a reset.
 #[test]
 fn no_connection_is_refused_while_a_killed_daemon_is_succeeded() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::Two)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::Two)? else { return Ok(()) };
     for mode in ["native", "generic"] {
         let mut daemon = Daemon::start(&lab, Setup { mode, ..Setup::of(&lab) })?;
         let stop = AtomicBool::new(false);
@@ -131,10 +119,7 @@ fn connect_until(stop: &AtomicBool) -> (u32, u32) {
 
 #[test]
 fn a_neighbour_that_an_operator_made_permanent_stays_so() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     daemon.wait_for_next_hops("resolved")?;
     let mac = "02:00:00:00:77:02";
@@ -150,10 +135,7 @@ fn a_neighbour_that_an_operator_made_permanent_stays_so() -> Result<()> {
 
 #[test]
 fn cleanup_removes_what_a_killed_daemon_left_and_says_so() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
     let setup = Setup { mode: "generic", ..Setup::of(&lab) };
     let before = footprint(&lab, &setup)?;
@@ -181,10 +163,7 @@ fn cleanup_removes_what_a_killed_daemon_left_and_says_so() -> Result<()> {
 
 #[test]
 fn a_second_daemon_of_an_instance_is_refused_and_the_first_serves_on() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     let file = daemon.setup.write(&lab)?;
     let second = run(&lab, &["run", "--config", &file.to_string_lossy()])?;
@@ -197,10 +176,7 @@ fn a_second_daemon_of_an_instance_is_refused_and_the_first_serves_on() -> Result
 
 #[test]
 fn another_runtime_directory_gives_no_claim_to_the_pins_of_a_running_daemon() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     let other = Setup { runtime: lab.directory().join("elsewhere"), ..Setup::of(&lab) };
     let file = other.write(&lab)?;
@@ -217,10 +193,7 @@ fn another_runtime_directory_gives_no_claim_to_the_pins_of_a_running_daemon() ->
 
 #[test]
 fn a_start_that_fails_late_leaves_the_program_of_a_killed_daemon_on_the_hook() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Direct, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Direct, Arms::One)? else { return Ok(()) };
     lab.director().ip("route add 10.99.0.0/24 via 10.77.1.12")?;
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     daemon.process.kill9()?;
@@ -237,10 +210,7 @@ fn a_start_that_fails_late_leaves_the_program_of_a_killed_daemon_on_the_hook() -
 
 #[test]
 fn cleanup_elsewhere_says_what_it_could_not_undo_and_forgets_nothing() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
     let setup = Setup { mode: "generic", ..Setup::of(&lab) };
     let before = footprint(&lab, &setup)?;
@@ -263,10 +233,7 @@ fn cleanup_elsewhere_says_what_it_could_not_undo_and_forgets_nothing() -> Result
 
 #[test]
 fn an_operators_runtime_directory_stays() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let setup = Setup::of(&lab);
     std::fs::create_dir(&setup.runtime)?;
     let mut daemon = Daemon::start(&lab, setup)?;
@@ -277,10 +244,7 @@ fn an_operators_runtime_directory_stays() -> Result<()> {
 
 #[test]
 fn a_broken_journal_is_put_aside() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let setup = Setup::of(&lab);
     std::fs::create_dir(&setup.runtime)?;
     std::fs::write(setup.runtime.join("test.journal"), "{}\n")?;
@@ -292,10 +256,9 @@ fn a_broken_journal_is_put_aside() -> Result<()> {
 
 #[test]
 fn two_directors_share_a_host() -> Result<()> {
-    if !lab::available() {
+    let (Some(one), Some(two)) = (lab(Forwarding::Nat, Arms::One)?, lab(Forwarding::Direct, Arms::One)?) else {
         return Ok(());
-    }
-    let (one, two) = (lab(Forwarding::Nat, Arms::One)?, lab(Forwarding::Direct, Arms::One)?);
+    };
     let first = Setup { instance: "one".to_owned(), ..Setup::of(&one) };
     // The same folders for both: they differ in the instance's name alone.
     let second = Setup {
@@ -320,10 +283,7 @@ fn two_directors_share_a_host() -> Result<()> {
 
 #[test]
 fn a_panic_puts_the_host_back() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     lab.director().command("ethtool")?.args(["-K", "eth0", "gro", "on"]).run()?;
     let setup = Setup::of(&lab);
     let before = footprint(&lab, &setup)?;

@@ -1,17 +1,14 @@
 //! Next hops are kept fresh, and where they are not known the routing table serves.
 
 use anyhow::{Result, ensure};
-use evenkeel_tests::lab::{self, Arms, Forwarding, Lab};
+use evenkeel_tests::lab::{Arms, Forwarding};
 use nix::sys::signal::Signal;
 
-use crate::director::{Daemon, Setup, lab, wait_until};
+use crate::director::{Daemon, Setup, lab, lab_of, wait_until};
 
 #[test]
 fn a_real_server_with_a_new_ethernet_address_is_followed() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Direct, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Direct, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     daemon.wait_for_next_hops("resolved")?;
     let mac = "02:00:00:00:77:01";
@@ -30,10 +27,7 @@ fn a_real_server_with_a_new_ethernet_address_is_followed() -> Result<()> {
 
 #[test]
 fn flushed_neighbours_are_managed_again() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     daemon.wait_for_next_hops("resolved")?;
     lab.director().ip("neigh flush dev eth0")?;
@@ -48,10 +42,7 @@ fn flushed_neighbours_are_managed_again() -> Result<()> {
 
 #[test]
 fn with_the_daemon_stopped_the_routing_table_finds_a_server_that_came_up_late() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = Lab::builder().real_servers(1).forwarding(Forwarding::Nat).build()?;
+    let Some(lab) = lab_of(1, Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let real = lab.real(1).namespace();
     real.ip("link set eth0 down")?;
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;

@@ -1,7 +1,7 @@
 //! What the daemon refuses, in words, before it touches anything.
 
 use anyhow::{Result, ensure};
-use evenkeel_tests::lab::{self, Arms, Forwarding, Lab};
+use evenkeel_tests::lab::{Arms, Forwarding, Lab};
 
 use crate::director::{Daemon, Setup, evenkeel, footprint, lab, run};
 
@@ -20,10 +20,7 @@ fn refused(lab: &Lab, setup: &Setup, words: &[&str]) -> Result<()> {
 
 #[test]
 fn another_program_on_the_hook_is_named_and_stays() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::Two)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::Two)? else { return Ok(()) };
     let mut other = std::process::Command::new(evenkeel());
     other.args(["decap", "--interface", "eth1", "--vip", "10.77.9.9"]);
     let mut other = lab.start(lab.director(), "other", other)?;
@@ -38,10 +35,7 @@ fn another_program_on_the_hook_is_named_and_stays() -> Result<()> {
 
 #[test]
 fn a_device_without_native_xdp_is_refused_or_taken_in_generic_mode() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     lab.director().ip("link add br9 type bridge")?;
     lab.director().ip("link set br9 up")?;
     let interfaces = vec!["eth0".to_owned(), "br9".to_owned()];
@@ -60,10 +54,7 @@ fn a_device_without_native_xdp_is_refused_or_taken_in_generic_mode() -> Result<(
 
 #[test]
 fn interfaces_that_are_not_there_or_not_ethernet_are_named_together() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let interfaces = vec!["eth7".to_owned(), "lo".to_owned()];
     let words = ["interface eth7 does not exist; there are lo, eth0", "interface lo does not carry Ethernet"];
     refused(&lab, &Setup { interfaces, ..Setup::of(&lab) }, &words)
@@ -71,10 +62,7 @@ fn interfaces_that_are_not_there_or_not_ethernet_are_named_together() -> Result<
 
 #[test]
 fn a_real_server_on_the_director_is_refused() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let mut setup = Setup::of(&lab);
     setup.real_servers.push([10, 77, 1, 1].into());
     refused(&lab, &setup, &["real server 10.77.1.1:80", "address of this host"])
@@ -82,20 +70,14 @@ fn a_real_server_on_the_director_is_refused() -> Result<()> {
 
 #[test]
 fn nat_replies_that_would_miss_the_program_are_refused() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::Two)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::Two)? else { return Ok(()) };
     let setup = Setup { interfaces: vec!["eth0".to_owned()], ..Setup::of(&lab) };
     refused(&lab, &setup, &["10.77.1.11:80", "reached by interface eth1", "add \"eth1\" to xdp.interfaces"])
 }
 
 #[test]
 fn direct_routing_through_a_router_is_refused() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Direct, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Direct, Arms::One)? else { return Ok(()) };
     lab.director().ip("route add 10.99.0.0/24 via 10.77.1.12")?;
     let mut setup = Setup::of(&lab);
     setup.real_servers.retain(|real| real.is_ipv6());
@@ -120,10 +102,7 @@ fn direct_routing_through_a_router_is_refused() -> Result<()> {
 
 #[test]
 fn what_somebody_else_has_pinned_is_refused_and_stays() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let setup = Setup::of(&lab);
     let foreign = setup.pin_folder().join("theirs");
     std::fs::create_dir_all(&foreign)?;
@@ -138,20 +117,14 @@ fn what_somebody_else_has_pinned_is_refused_and_stays() -> Result<()> {
 
 #[test]
 fn a_pin_directory_that_is_no_bpf_file_system_is_refused() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let setup = Setup { pins: lab.directory().join("plain"), ..Setup::of(&lab) };
     refused(&lab, &setup, &["is not on a BPF file system", "mount -t bpf bpf /sys/fs/bpf"])
 }
 
 #[test]
 fn without_capabilities_the_missing_one_is_named() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let file = Setup::of(&lab).write(&lab)?;
     let drop = ["--bounding-set=-net_admin", "--inh-caps=-net_admin", "--", "sh", "-c"];
     let script = format!("exec {} run --config {}", evenkeel().display(), file.display());
@@ -163,10 +136,7 @@ fn without_capabilities_the_missing_one_is_named() -> Result<()> {
 
 #[test]
 fn a_vip_that_nobody_has_and_forwarding_switched_off_are_warned_of() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     lab.director().ip("address del 10.77.0.100/32 dev eth0")?;
     lab.director().sysctl("ipv4/ip_forward", "0")?;
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;

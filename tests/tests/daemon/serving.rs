@@ -6,10 +6,10 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use evenkeel_tests::lab::{self, Arms, Forwarding, Lab, SshLike, address, file_body};
+use evenkeel_tests::lab::{Arms, Forwarding, Lab, SshLike, address, file_body};
 use socket2::{Domain, Socket, Type};
 
-use crate::director::{Daemon, Setup, decapsulators, lab, url};
+use crate::director::{Daemon, Setup, decapsulators, lab, lab_of, url};
 
 const SECOND: Duration = Duration::from_secs(1);
 const FILE: u64 = 20_000_000;
@@ -35,10 +35,7 @@ fn tunnelling_serves() -> Result<()> {
 }
 
 fn serves(forwarding: Forwarding, arms: Arms) -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(forwarding, arms)?;
+    let Some(lab) = lab(forwarding, arms)? else { return Ok(()) };
     let _decapsulators = decapsulators(&lab)?;
     // On the director itself, where a packet that went up to the stack would be answered by it.
     let _at_vip = SshLike::start(lab.director(), (address::VIP4, 80).into())?;
@@ -174,10 +171,7 @@ fn counters_tell(daemon: &Daemon, forwarding: Forwarding) -> Result<()> {
 /// A client that opens a connection straight to a real server, from a port that it used through the VIP a moment ago.
 #[test]
 fn a_port_used_through_the_vip_serves_a_direct_connection_next() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = Lab::builder().real_servers(1).forwarding(Forwarding::Nat).build()?;
+    let Some(lab) = lab_of(1, Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     for host in [[10, 77, 0, 100], [10, 77, 1, 11], [10, 77, 0, 100], [10, 77, 1, 11]] {
         let answer = lab.client().run(|| get_from_port(31_000, (host, 80).into()))??;
@@ -202,11 +196,8 @@ fn get_from_port(port: u16, target: SocketAddr) -> Result<String> {
 
 #[test]
 fn forwarding_methods_mix_in_one_virtual_server() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
     // Prepared for direct routing: the VIP is on the real servers, and they answer the client themselves.
-    let lab = lab(Forwarding::Direct, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Direct, Arms::One)? else { return Ok(()) };
     let real = |number: usize| lab.real(number).address4();
     let mut setup = Setup::of(&lab);
     setup.real_servers = vec![real(1).into(), real(2).into(), lab.real(1).address6().into()];
@@ -234,10 +225,7 @@ fn forwarding_methods_mix_in_one_virtual_server() -> Result<()> {
 
 #[test]
 fn generic_mode_serves_with_gro_switched_off_and_back_on() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let gro = || -> Result<bool> {
         let features = lab.director().command("ethtool")?.args(["-k", "eth0"]).run()?;
         Ok(features.contains("generic-receive-offload: on"))

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, Result, ensure};
-use evenkeel_tests::lab::{self, Arms, Cmd, Forwarding};
+use evenkeel_tests::lab::{Arms, Cmd, Forwarding};
 use serde_json::Value;
 
 use crate::director::{Daemon, PATIENCE, Setup, evenkeel, lab, run, wait_until};
@@ -18,10 +18,7 @@ fn dump(setup: &Setup, map: &str) -> Result<Value> {
 
 #[test]
 fn bpftool_prints_names_and_addresses_that_people_can_read() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Tunnel, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Tunnel, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     daemon.wait_for_next_hops("resolved")?;
     let servers = dump(&daemon.setup, "virtual_servers")?;
@@ -49,10 +46,7 @@ fn bpftool_prints_names_and_addresses_that_people_can_read() -> Result<()> {
 
 #[test]
 fn status_shows_the_same_as_a_table_and_its_socket_is_for_owner_and_group() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     lab.client().fetch("http://10.77.0.100/", 3)?;
     let file = daemon.setup.write(&lab)?;
@@ -71,10 +65,7 @@ fn status_shows_the_same_as_a_table_and_its_socket_is_for_owner_and_group() -> R
 
 #[test]
 fn a_program_that_somebody_detaches_shows_in_the_status() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
     let links = lab.director().ip("-j -d link show dev eth0")?;
     let links: Value = serde_json::from_str(&links)?;
@@ -92,10 +83,7 @@ fn a_program_that_somebody_detaches_shows_in_the_status() -> Result<()> {
 
 #[test]
 fn the_packet_log_tells_of_each_request() -> Result<()> {
-    if !lab::available() {
-        return Ok(());
-    }
-    let lab = lab(Forwarding::Nat, Arms::One)?;
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
     let mut daemon = Daemon::start(&lab, Setup { xdp: "packet_log = true".to_owned(), ..Setup::of(&lab) })?;
     lab.client().fetch("http://10.77.0.100/", 1)?;
     daemon.process.wait_for_log("-> 10.77.0.100:80 to real server 0", PATIENCE)?;
