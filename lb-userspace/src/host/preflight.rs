@@ -164,12 +164,18 @@ impl Facts {
             if !link.is_up {
                 warnings.push(format!("interface {name} is down; set it up with `ip link set {name} up`"));
             }
-            if link.is_veth && config.xdp.mode == XdpMode::Native {
-                warnings.push(format!(
-                    "interface {name} is a veth device: in native mode it loses what the program sends unless its peer has \
-                     an XDP program too (one that passes everything will do) and complete checksums \
-                     (`ethtool -K PEER tx off`); xdp.mode = \"generic\" needs neither"
-                ));
+            if link.is_veth {
+                warnings.push(match config.xdp.mode {
+                    XdpMode::Native => format!(
+                        "interface {name} is a veth device: in native mode it loses what the program sends unless its peer has \
+                         an XDP program too (one that passes everything will do) and complete checksums \
+                         (`ethtool -K PEER tx off`); xdp.mode = \"generic\" needs less"
+                    ),
+                    XdpMode::Auto | XdpMode::Generic => format!(
+                        "interface {name} is a veth device, taken in generic mode: packets that its peer leaves unsegmented \
+                         are dropped as packet_too_big unless that is switched off with `ethtool -K PEER tso off`"
+                    ),
+                });
             }
         }
         for key in &self.forwarding_off {

@@ -241,3 +241,19 @@ fn generic_mode_serves_with_gro_switched_off_and_back_on() -> Result<()> {
     ensure!(gro()?, "GRO is not on again");
     Ok(())
 }
+
+/// `auto` takes generic mode on veth. There the peer needs no program and may leave checksums to us, but must not hand over
+/// packets that are still to be segmented: a start says so.
+#[test]
+fn auto_on_veth_carries_files_once_the_peer_segments() -> Result<()> {
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
+    lab.switch().command("ethtool")?.args(["-K", "director", "tx", "on", "tso", "off"]).run()?;
+    let mut daemon = Daemon::start(&lab, Setup { mode: "auto", ..Setup::of(&lab) })?;
+    assert_eq!(daemon.status()?["interfaces"][0]["mode"], "generic");
+    ensure!(daemon.process.log().contains("ethtool -K PEER tso off"), "{}", daemon.process.log());
+    for vip in address::vips() {
+        files_arrive_whole(&lab, vip)?;
+        uploads_arrive_whole(&lab, vip)?;
+    }
+    daemon.stop()
+}

@@ -6,7 +6,7 @@ use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, XdpMode as AyaMode, loaded_links, loaded_programs};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::object::{self, LoadError};
 use super::pins::{Pins, PinsError};
@@ -206,7 +206,7 @@ fn native_obstacle(error: &ProgramError, link: &Link) -> Option<String> {
 /// are prepared for it.
 pub fn mode_for(links: &[Link], mode: XdpMode) -> XdpMode {
     let Some(veth) = links.iter().find(|link| link.is_veth).filter(|_| mode == XdpMode::Auto) else { return mode };
-    warn!(interface = veth.name, "a veth device needs a prepared peer for native XDP, taking the slower generic mode");
+    info!(interface = veth.name, "a veth device needs a prepared peer for native XDP, taking the slower generic mode");
     XdpMode::Generic
 }
 
