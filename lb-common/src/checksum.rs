@@ -31,6 +31,34 @@ impl Delta {
         self.replace32(old[0], new[0]).replace32(old[1], new[1]).replace32(old[2], new[2]).replace32(old[3], new[3])
     }
 
+    /// The change that [`Delta::folded`] gave `word` for.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_folded(word: u32) -> Self {
+        Self(word as u64)
+    }
+
+    /// The change as a number of at most 16 bits, to be kept; zero only for no change.
+    #[inline(always)]
+    pub const fn folded(self) -> u32 {
+        fold(self.0) as u32
+    }
+
+    /// The change back: what undoes this one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn inverse(self) -> Self {
+        // Not zero, of which one's complement has two: this is the one that a sum of complements yields.
+        Self(2 * 0xffff - fold(self.0) as u64)
+    }
+
+    /// Both changes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The checksum field that held `check`, after the replacement.
     #[inline(always)]
     pub const fn apply(self, check: u16) -> u16 {
@@ -118,6 +146,14 @@ mod tests {
             data[4..20].copy_from_slice(&new);
             data[20..22].copy_from_slice(&port.to_ne_bytes());
             prop_assert_eq!(delta.apply(before), reference(&data));
+        }
+
+        #[test]
+        fn a_kept_change_and_its_inverse_are_the_changes_themselves(old: [u32; 4], new: [u32; 4], check: u16) {
+            let there = Delta::NONE.replace128(old, new);
+            let back = Delta::NONE.replace128(new, old);
+            prop_assert_eq!(Delta::from_folded(there.folded()).apply(check), there.apply(check));
+            prop_assert_eq!(there.inverse().apply(check), back.apply(check));
         }
 
         #[test]

@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod connection;
 pub mod counters;
 pub mod drop_reason;
+pub mod hash;
 pub mod interface;
 pub mod net;
 #[cfg(feature = "user")]
@@ -18,7 +19,7 @@ pub mod service;
 /// Version of every layout in this crate; a daemon never reads pinned maps of another version.
 ///
 /// Raise it with any change to a map's key, value or meaning.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Most virtual servers that one instance serves.
 pub const VIRTUAL_SERVERS_MAX: u32 = 1024;
@@ -26,8 +27,8 @@ pub const VIRTUAL_SERVERS_MAX: u32 = 1024;
 /// Most real servers of all virtual servers together; each virtual server counts its own.
 pub const REAL_SERVERS_MAX: u32 = 4096;
 
-/// Length of `scheduler_rings`: twice the real servers, so that a ring's successor fits beside it.
-pub const SCHEDULER_RINGS_LENGTH: u32 = 2 * REAL_SERVERS_MAX;
+/// Entries of `client_hops`.
+pub const CLIENT_HOPS_LENGTH: u32 = 4096;
 
 /// Slots in `interfaces`; an interface lies at its index modulo this.
 pub const INTERFACES_LENGTH: u32 = 256;

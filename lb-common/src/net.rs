@@ -45,6 +45,13 @@ impl Address {
         must_cast(self.octets)
     }
 
+    /// The octets as two 64-bit words in memory order.
+    #[inline(always)]
+    pub fn halves(&self) -> [u64; 2] {
+        let [a, b, c, d] = self.words();
+        [u64::from(a) | u64::from(b) << 32, u64::from(c) | u64::from(d) << 32]
+    }
+
     /// Whether this is an IPv4 address in mapped form.
     #[inline(always)]
     pub fn is_ipv4(&self) -> bool {

@@ -4,28 +4,45 @@
 
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
 
-use crate::connection::{ConnectionEntry, FlowKey, Timeouts};
+use crate::connection::{Bucket, TableCounters, Timeouts, TupleBucket};
 use crate::counters::Counters;
+use crate::hash::Secret;
 use crate::interface::InterfaceEntry;
 use crate::net::Address;
-use crate::real::RealServerEntry;
-use crate::service::{ServiceKey, VirtualServerEntry};
+use crate::real::{ClientHop, CountChunk, LoadChunk, RealServerEntry};
+use crate::service::{IndexBucket, Lookups, RingChunk, ServiceKey, VirtualServerEntry};
 
 // SAFETY: repr(C), Copy, without padding (asserted by their sizes) and without references.
 unsafe impl aya::Pod for Address {}
 // SAFETY: as above.
-unsafe impl aya::Pod for ConnectionEntry {}
+unsafe impl aya::Pod for Bucket {}
+// SAFETY: as above.
+unsafe impl aya::Pod for ClientHop {}
+// SAFETY: as above.
+unsafe impl aya::Pod for CountChunk {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Counters {}
 // SAFETY: as above.
-unsafe impl aya::Pod for FlowKey {}
+unsafe impl aya::Pod for IndexBucket {}
 // SAFETY: as above.
 unsafe impl aya::Pod for InterfaceEntry {}
 // SAFETY: as above.
+unsafe impl aya::Pod for LoadChunk {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Lookups {}
+// SAFETY: as above.
 unsafe impl aya::Pod for RealServerEntry {}
+// SAFETY: as above.
+unsafe impl aya::Pod for RingChunk {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Secret {}
 // SAFETY: as above.
 unsafe impl aya::Pod for ServiceKey {}
 // SAFETY: as above.
-unsafe impl aya::Pod for VirtualServerEntry {}
+unsafe impl aya::Pod for TableCounters {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Timeouts {}
+// SAFETY: as above.
+unsafe impl aya::Pod for TupleBucket {}
+// SAFETY: as above.
+unsafe impl aya::Pod for VirtualServerEntry {}

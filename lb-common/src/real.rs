@@ -1,4 +1,4 @@
-//! Real servers as the packet path sees them: where packets go and how they get there.
+//! Real servers as the packet path sees them: where packets go, how they get there, and how loaded each server is.
 
 use crate::net::{Address, MacAddress, Port};
 use crate::service::ForwardingMethod;
@@ -9,10 +9,14 @@ use crate::service::ForwardingMethod;
 pub enum NextHopState {
     /// Not known: the packet path asks the kernel's routing table (`bpf_fib_lookup`).
     Unresolved = 0,
-    /// Known: the fields beside it are used as they stand.
+    /// Known, and by an interface with the program: the fields beside it are used as they stand.
     Resolved = 1,
     /// There is none that the forwarding method could use: packets are dropped.
     Unusable = 2,
+    /// The way leads out by an interface without the program: packets are dropped.
+    Unlisted = 3,
+    /// The real server is this host: packets go up (`dr` only).
+    Local = 4,
 }
 
 /// The way to a real server's first hop, resolved by user space from netlink.
@@ -45,35 +49,137 @@ impl NextHop {
 
     /// Known to be of no use.
     pub const UNUSABLE: Self = Self { state: NextHopState::Unusable, ..Self::UNRESOLVED };
+
+    /// This host itself.
+    pub const LOCAL: Self = Self { state: NextHopState::Local, ..Self::UNRESOLVED };
+}
+
+/// [`RealServerEntry::flags`].
+pub mod real_flag {
+    /// It has been removed and keeps its TCP connections until they end; UDP goes elsewhere at once.
+    pub const REMOVED: u16 = 1;
 }
 
 /// Value of `real_servers`: one real server of one virtual server.
 ///
-/// 128 bytes in a mmapable array, so that no entry straddles more cache lines than it must.
-#[repr(C)]
+/// Two cache lines in a mmapable array: the first has what a packet of a known connection needs.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RealServerEntry {
-    /// The real server's address.
-    pub address: Address,
-    /// Outer source address for `tun`; [`Address::UNSPECIFIED`] for the others.
-    pub tunnel_source: Address,
-    /// The real server's port; the virtual server's own for `dr` and `tun`.
-    pub port: Port,
-    /// Always zero.
-    pub reserved: u16,
+    /// Rises each time the place is given to another real server, so that old connections do not follow; its low octet,
+    /// which slots hold, is never zero. Zero: free place.
+    pub generation: u32,
     /// How packets reach it.
     pub forwarding: ForwardingMethod,
-    /// Weight, 0..=65535; zero takes no new connection.
-    pub weight: u32,
     /// Index of the virtual server that it belongs to.
     pub virtual_server: u32,
-    /// Rises each time the slot is given to another real server, so that old connections do not follow. Zero: free slot.
-    pub generation: u32,
+    /// The real server's port; the virtual server's own for `dr` and `tun`, zero where that serves all ports.
+    pub port: Port,
+    /// [`real_flag`]s.
+    pub flags: u16,
     /// The way there.
     pub next_hop: NextHop,
+    /// The real server's address.
+    pub address: Address,
+    /// `nat`: what replacing VIP by address does to a checksum ([`crate::checksum::Delta::folded`]).
+    pub address_delta: u32,
+    /// `nat`: the same with the ports.
+    pub transport_delta: u32,
+    // The second line: schedulers, tunnels, replies.
+    /// Outer source address for `tun`; [`Address::UNSPECIFIED`] for the others.
+    pub tunnel_source: Address,
+    /// Weight, 0..=65535; zero takes no new connection.
+    pub weight: u32,
+    /// Connections from which on it takes no new one; zero: no limit.
+    pub upper_threshold: u32,
+    /// Connections below which it takes new ones again; zero: three quarters of the upper threshold.
+    pub lower_threshold: u32,
+    /// `nat`: the next real server with the same address, port and protocol, for another virtual server;
+    /// [`crate::service::NONE`] at the end.
+    pub next_same: u32,
+    /// What an active connection adds to its load.
+    pub active_cost: u64,
+    /// What an inactive connection adds to its load.
+    pub inactive_cost: u64,
+    /// Active connections above which it takes no new one (`ovf`); [`crate::service::NONE`]: no limit.
+    pub active_limit: u32,
     /// Always zero.
-    pub reserved_tail: [u32; 13],
+    pub reserved: u32,
+    /// What the first active connection adds on top (`nq`: [`load::BUSY`]); zero for the others.
+    pub busy_cost: u64,
 }
 
 const _: () = assert!(size_of::<RealServerEntry>() == 128);
-const _: () = assert!(core::mem::offset_of!(RealServerEntry, next_hop) == 52);
+const _: () = assert!(core::mem::offset_of!(RealServerEntry, next_hop) == 16);
+const _: () = assert!(core::mem::offset_of!(RealServerEntry, tunnel_source) == 64);
+
+/// Real servers in a value of `server_loads` and `server_counts`; those of one value belong to one virtual server.
+pub const LANES: usize = 8;
+
+/// The parts of a real server's word in `server_loads`: the lower, the sooner it gets a new connection.
+pub mod load {
+    /// The load proper: the sum of what its connections cost, plus what the scheduler starts with.
+    pub const COST_BITS: u32 = 56;
+    /// `nq`: it has an active connection.
+    pub const BUSY: u64 = 1 << 56;
+    /// Words from here on are those of real servers that take no new connection.
+    pub const UNAVAILABLE: u64 = 1 << 60;
+    /// More active connections than `ovf` allows.
+    pub const OVERFLOWING: u64 = 1 << 60;
+    /// Above its upper threshold, and not yet below the lower.
+    pub const OVERLOADED: u64 = 1 << 61;
+    /// Weight 0, or no real server at all.
+    pub const NO_WEIGHT: u64 = 1 << 62;
+}
+
+/// Value of `server_loads`: the real server of index i is lane i modulo 8 of element i / 8.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadChunk {
+    /// See [`load`].
+    pub lanes: [u64; LANES],
+}
+
+const _: () = assert!(size_of::<LoadChunk>() == 64);
+
+/// Connections of a real server, in one word that is changed by addition only.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerCounts {
+    /// All but the active ones: half-open and closing TCP, UDP.
+    pub inactive: u32,
+    /// Established TCP.
+    pub active: u32,
+}
+
+/// Value of `server_counts`, laid out like `server_loads`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CountChunk {
+    /// By real server.
+    pub lanes: [ServerCounts; LANES],
+}
+
+const _: () = assert!(size_of::<CountChunk>() == 64);
+
+/// Value of `client_hops`: a way back to clients of `nat` connections. Element 0 is none.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientHop {
+    /// [`crate::service::Lookups::routes`] when the routing table was last asked; zero: never.
+    pub routes: u32,
+    /// 1 while an entry is being written, 2 when it can be read, 0 when it is free.
+    pub state: u32,
+    /// Interface that packets leave by.
+    pub ifindex: u32,
+    /// Largest IP packet that the way takes, in bytes.
+    pub mtu: u32,
+    /// Ethernet address of the next hop.
+    pub destination: MacAddress,
+    /// Ethernet address of the interface that packets leave by.
+    pub source: MacAddress,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<ClientHop>() == 32);

@@ -5,7 +5,7 @@ mod service;
 mod virtual_server;
 mod weight;
 
-pub use real_server::RealServer;
+pub use real_server::{RealServer, Thresholds};
 pub use service::Service;
-pub use virtual_server::VirtualServer;
+pub use virtual_server::{Persistence, Policy, Removal, VirtualServer};
 pub use weight::Weight;
