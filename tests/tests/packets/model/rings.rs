@@ -24,29 +24,33 @@ fn greatest_common_divisor(a: u32, b: u32) -> u32 {
 
 /// Maglev's table (Eisenbud et al., NSDI 2016, section 3.4, pseudocode 1), of prime `size`.
 ///
-/// Each backend has a permutation of the places, by `offset` and `skip`, and takes the next free one of it in turn, as
-/// many turns a round as its weight says.
+/// Each backend has a permutation of the places, by `offset` and `skip`, and takes the next free one of it in turn. With
+/// weights, the heaviest has a turn in each round, and one of weight w in n * w / heaviest of any first n rounds, rounded up.
 pub fn maglev(backends: &[Backend], size: usize) -> Vec<usize> {
+    let heaviest = backends.iter().map(|backend| backend.weight).max().expect("somebody");
+    let turns_in = |rounds: usize, backend: &Backend| (rounds * backend.weight).div_ceil(heaviest);
     let mut next = vec![0; backends.len()];
     let mut entry: Vec<Option<usize>> = vec![None; size];
     let mut filled = 0;
-    loop {
+    for round in 0.. {
         for (i, backend) in backends.iter().enumerate() {
-            for _ in 0..backend.turns {
-                let mut place = backend.permutation(next[i], size);
-                while entry[place].is_some() {
-                    next[i] += 1;
-                    place = backend.permutation(next[i], size);
-                }
-                entry[place] = Some(i);
+            if turns_in(round + 1, backend) == turns_in(round, backend) {
+                continue;
+            }
+            let mut place = backend.permutation(next[i], size);
+            while entry[place].is_some() {
                 next[i] += 1;
-                filled += 1;
-                if filled == size {
-                    return entry.into_iter().flatten().collect();
-                }
+                place = backend.permutation(next[i], size);
+            }
+            entry[place] = Some(i);
+            next[i] += 1;
+            filled += 1;
+            if filled == size {
+                return entry.into_iter().flatten().collect();
             }
         }
     }
+    unreachable!("the heaviest takes a place in each round")
 }
 
 /// A backend of [`maglev`].
@@ -56,8 +60,7 @@ pub struct Backend {
     pub offset: usize,
     /// At least one, below the size.
     pub skip: usize,
-    /// Places that it takes in a round.
-    pub turns: u32,
+    pub weight: usize,
 }
 
 impl Backend {
@@ -69,10 +72,17 @@ impl Backend {
 #[test]
 fn the_example_of_the_paper() {
     // Table 1: B0 starts at 3 and skips 4, B1 at 0 and skips 2, B2 at 3 and skips 1; the table before a change.
-    let backend = |offset, skip| Backend { offset, skip, turns: 1 };
+    let backend = |offset, skip| Backend { offset, skip, weight: 1 };
     assert_eq!(maglev(&[backend(3, 4), backend(0, 2), backend(3, 1)], 7), [1, 0, 1, 0, 2, 2, 0]);
     // Without B1, as the table's last column has it.
     assert_eq!(maglev(&[backend(3, 4), backend(3, 1)], 7), [0, 0, 0, 0, 1, 1, 1]);
+}
+
+#[test]
+fn half_the_weight_takes_every_other_turn() {
+    let backend = |offset, weight| Backend { offset, skip: 1, weight };
+    // Rounds: 0 by A, 3 by B; 1 by A; 2 by A, 4 by B; 5 by A; 6 by A.
+    assert_eq!(maglev(&[backend(0, 2), backend(3, 1)], 7), [0, 0, 0, 1, 1, 0, 0]);
 }
 
 #[test]
