@@ -135,6 +135,14 @@ impl Reading {
         self.protocol == TCP && frame[self.transport + 13] & 0x17 == 0x02
     }
 
+    /// Whether the source can be one host's: not unspecified, loopback (IPv4), multicast or broadcast.
+    pub fn is_from_a_host(&self) -> bool {
+        match self.source.ip() {
+            IpAddr::V4(v4) => !matches!(v4.octets(), [0 | 127 | 224.., ..]),
+            IpAddr::V6(v6) => !v6.is_unspecified() && !v6.is_multicast(),
+        }
+    }
+
     /// The flags of a TCP segment; 0 for UDP, and where they are cut off.
     pub fn flags(&self, frame: &[u8]) -> u8 {
         if self.protocol == TCP { frame.get(self.transport + 13).copied().unwrap_or(0) } else { 0 }

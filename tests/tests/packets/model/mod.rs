@@ -32,9 +32,15 @@ pub enum Outcome {
     /// Up to the host, untouched.
     Passed,
     /// Out of an interface.
-    Sent { ifindex: u32, bytes: Vec<u8> },
+    Sent {
+        ifindex: u32,
+        bytes: Vec<u8>,
+    },
     /// Not sent on, but answered; counted as dropped.
-    Refused { reason: DropReason, bytes: Vec<u8> },
+    Refused {
+        reason: DropReason,
+        bytes: Vec<u8>,
+    },
     Dropped(DropReason),
 }
 
@@ -111,14 +117,11 @@ impl Model {
         outcome
     }
 
-    /// The connections of each real server by the table: active and inactive.
+    /// The connections of each place for a real server by the table: active and inactive.
     pub fn recount(&self) -> BTreeMap<u16, (u32, u32)> {
         let mut counts: BTreeMap<u16, (u32, u32)> = self.reals.keys().map(|index| (*index, (0, 0))).collect();
         for (_, entry) in self.table.entries() {
-            let Some(real) = self.reals.get(&entry.real).filter(|real| real.generation == entry.generation) else {
-                continue;
-            };
-            let (active, inactive) = counts.entry(real.index).or_default();
+            let (active, inactive) = counts.entry(entry.real).or_default();
             match entry.state.counts() {
                 Some(Count::Active) => *active += 1,
                 Some(Count::Inactive) => *inactive += 1,
@@ -146,6 +149,11 @@ impl Model {
         }
         self.free(place);
         None
+    }
+
+    /// As [`Self::find`], but what does not hold is left where it is.
+    fn peek(&self, key: u64, kind: Kind, server: usize, now: u16) -> Option<(Place, Entry)> {
+        self.table.find(key, kind).filter(|(_, entry)| self.holds(entry, server, now))
     }
 
     /// Whether a slot still leads to a real server of `server`, and has not run out.
@@ -182,7 +190,7 @@ impl Model {
     }
 
     fn count_in(&mut self, entry: &Entry) {
-        let Some(real) = self.real_of(entry) else { return };
+        let Some(real) = self.reals.get_mut(&entry.real) else { return };
         if entry.state.counts().is_some() {
             adjust(real, entry.state, 1);
             real.note_added();
@@ -190,16 +198,11 @@ impl Model {
     }
 
     fn count_out(&mut self, entry: &Entry) {
-        let Some(real) = self.real_of(entry) else { return };
+        let Some(real) = self.reals.get_mut(&entry.real) else { return };
         if entry.state.counts().is_some() {
             adjust(real, entry.state, -1);
             real.note_taken_away();
         }
-    }
-
-    /// The real server that the slot was made for, not a later tenant of its place.
-    fn real_of(&mut self, entry: &Entry) -> Option<&mut RealServer> {
-        self.reals.get_mut(&entry.real).filter(|real| real.generation == entry.generation)
     }
 
     fn count(&mut self, server: u16, real: u16, change: impl Fn(&mut Counters)) {

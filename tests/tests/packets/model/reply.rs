@@ -16,9 +16,13 @@ use super::{Model, Outcome, Packet, Way, is_of};
 impl Model {
     pub(super) fn reply(&mut self, packet: Packet, fault: Option<DropReason>) -> Outcome {
         let (source, client) = (packet.reading.source, packet.reading.destination);
-        let reals: Vec<RealServer> = self.sharing(source, &packet).collect();
-        let found = reals.iter().find_map(|real| self.connection_with(real, source.port(), client, packet.now));
-        let Some((real, place, entry)) = found else { return Outcome::Passed };
+        let reals = self.sharing(source, &packet);
+        let with = |real| self.connection_with(real, source.port(), client, packet.now);
+        let connections: Vec<_> = reals.iter().filter_map(with).collect();
+        // The client may have gone on from one virtual server to another: rather the connection that is in use.
+        let in_use = connections.iter().find(|(_, _, entry)| !entry.state.is_closing());
+        let Some((real, place, entry)) = in_use.or(connections.first()) else { return Outcome::Passed };
+        let (real, place, entry) = (real.clone(), *place, *entry);
         if let Some(reason) = fault {
             return Outcome::Dropped(reason);
         }
@@ -34,7 +38,8 @@ impl Model {
             counters.packets_out += 1;
             counters.bytes_out += length;
         });
-        let server = self.services.iter().find(|server| server.index == real.virtual_server).expect("it was found by it");
+        let server =
+            self.services.iter().find(|server| server.index == real.virtual_server).expect("it was found by it");
         let mut vip = server.address;
         if vip.port() == 0 {
             vip.set_port(source.port());
@@ -42,24 +47,26 @@ impl Model {
         Way::Out { ifindex: INGRESS, to: station, from: OUR_MAC }.send(&packet, Change::Source(vip))
     }
 
-    /// The real servers reached by `nat` at this address and port, each of another virtual server.
-    pub(super) fn sharing(&self, address: SocketAddr, packet: &Packet) -> impl Iterator<Item = RealServer> + use<> {
-        let reading = packet.reading;
-        let is_it = |real: &&RealServer| {
-            let server = self.services.iter().find(|server| server.index == real.virtual_server);
-            let has_port = real.address.port() == 0 || real.address.port() == address.port();
-            real.forwarding == ForwardingMethod::Nat
-                && real.address.ip() == address.ip()
-                && has_port
-                && server.is_some_and(|server| is_of(server.protocol, &reading))
+    /// The real servers reached by `nat` at this address and port, each of another virtual server, in the order of their chain.
+    pub(super) fn sharing(&self, address: SocketAddr, packet: &Packet) -> Vec<RealServer> {
+        let with_port = |port| {
+            let is_it = |real: &&RealServer| {
+                let server = self.services.iter().find(|server| server.index == real.virtual_server);
+                real.forwarding == ForwardingMethod::Nat
+                    && real.address == SocketAddr::new(address.ip(), port)
+                    && server.is_some_and(|server| is_of(server.protocol, &packet.reading))
+            };
+            let mut found: Vec<RealServer> = self.reals.values().filter(is_it).cloned().collect();
+            found.sort_by_key(|real| real.rank);
+            found
         };
-        let found: Vec<RealServer> = self.reals.values().filter(is_it).cloned().collect();
-        found.into_iter()
+        let exact = with_port(address.port());
+        if exact.is_empty() { with_port(0) } else { exact }
     }
 
     /// The connection of `client` with `port` of `real`.
     pub(super) fn connection_with(
-        &mut self,
+        &self,
         real: &RealServer,
         port: u16,
         client: SocketAddr,
@@ -71,7 +78,7 @@ impl Model {
             vip_port => vip_port,
         };
         let key = self.services[server].connection_key(client, vip_port, &self.settings.secret);
-        let (place, entry) = self.find(key, Kind::Connection, server, now)?;
+        let (place, entry) = self.peek(key, Kind::Connection, server, now)?;
         (entry.real == real.index).then(|| (real.clone(), place, entry))
     }
 }

@@ -1,5 +1,7 @@
 //! A client's packet to a virtual server.
 
+use std::net::IpAddr;
+
 use lb_common::drop_reason::DropReason;
 use lb_common::net::{Address, Protocol};
 use lb_common::service::{ForwardingMethod, Refusal};
@@ -10,7 +12,6 @@ use super::super::scene::Family;
 use super::schedule;
 use super::state::{Side, State, is_opening};
 use super::table::{Entry, Inserted, Kind, Place};
-use super::world::RealServer;
 use super::{Model, Outcome, Packet};
 
 /// What becomes of a packet of no known connection.
@@ -18,8 +19,8 @@ use super::{Model, Outcome, Packet};
 enum Newcomer {
     /// It is scheduled, and remembered in this state.
     Enter(State),
-    /// It is scheduled, and not remembered: its connection is ending.
-    Ending,
+    /// It is scheduled, and not remembered: it begins no connection.
+    Passing,
     /// It may belong to a connection for which there was no room.
     Roomless,
     Unknown,
@@ -29,15 +30,8 @@ enum Newcomer {
 #[derive(Clone, Copy, Debug)]
 struct Choice {
     real: u16,
-    /// The client's network, if its template is to be made or to be used.
-    template: Option<Template>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Template {
-    Use(Place),
-    /// Where there is one already, it is changed.
-    Make(u64, Option<Place>),
+    /// The client's network, if its template is to be made.
+    template: Option<IpAddr>,
 }
 
 impl Model {
@@ -46,10 +40,7 @@ impl Model {
         let key = self.services[server].connection_key(client, vip.port(), &self.settings.secret);
         let protocol = self.services[server].protocol;
         if self.services[server].one_packet {
-            return match self.schedule(&packet, server) {
-                Some(real) => self.send_to(&packet, real, true),
-                None => self.refuse_for_want(&packet, server),
-            };
+            return self.forget(&packet, server, true);
         }
         if let Some((place, entry)) = self.find(key, Kind::Connection, server, packet.now) {
             let is_removed = self.reals[&entry.real].is_removed;
@@ -66,10 +57,7 @@ impl Model {
         }
         match self.newcomer(&packet, server, key) {
             Newcomer::Enter(state) => self.admit(&packet, server, key, state),
-            Newcomer::Ending => match self.schedule(&packet, server) {
-                Some(real) => self.send_to(&packet, real, false),
-                None => self.refuse_for_want(&packet, server),
-            },
+            Newcomer::Passing => self.forget(&packet, server, false),
             Newcomer::Roomless => self.send_without_slot(&packet, server, key, false),
             Newcomer::Unknown => self.refuse_unknown(&packet, server),
         }
@@ -82,8 +70,8 @@ impl Model {
             Protocol::Udp => Newcomer::Enter(State::UdpNew),
             Protocol::Tcp if is_opening(packet.flags) => Newcomer::Enter(State::Opening),
             Protocol::Tcp if is_hash || service.sloppy_tcp => match packet.flags {
-                flags if flags & (FIN | RST) != 0 && is_hash => Newcomer::Ending,
                 flags if flags & (FIN | RST | ACK) == ACK => Newcomer::Enter(State::Settling),
+                _ if is_hash => Newcomer::Passing,
                 _ => Newcomer::Unknown,
             },
             Protocol::Tcp if self.table.has_room(key, State::Opening, packet.now) => Newcomer::Unknown,
@@ -91,12 +79,21 @@ impl Model {
         }
     }
 
-    /// The scheduler's choice, else the sorry server.
+    /// The scheduler's choice.
     fn schedule(&mut self, packet: &Packet, server: usize) -> Option<u16> {
         let (reading, secret) = (&packet.reading, self.settings.secret);
         let server = &mut self.services[server];
-        let chosen = schedule::choose(server, &self.reals, (reading.source, reading.destination), &secret);
-        chosen.or(server.sorry)
+        schedule::choose(server, &self.reals, (reading.source, reading.destination), &secret)
+    }
+
+    /// Schedules a packet that is remembered nowhere.
+    fn forget(&mut self, packet: &Packet, server: usize, is_new: bool) -> Outcome {
+        let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
+        if let Err(reason) = self.outgoing(packet, choice.real) {
+            return Outcome::Dropped(reason);
+        }
+        self.note_template(packet, server, choice);
+        self.send_to(packet, choice.real, is_new)
     }
 
     /// A new connection: a real server for it, a place in the table, and off.
@@ -105,16 +102,13 @@ impl Model {
         if let Err(reason) = self.outgoing(packet, choice.real) {
             return Outcome::Dropped(reason);
         }
+        self.note_template(packet, server, choice);
         if self.is_tuple_in_use(packet, choice.real) {
             return Outcome::Dropped(DropReason::TupleInUse);
         }
-        self.note_template(packet, server, choice);
         let entry = self.entry(packet, server, key, choice.real, state);
         match self.enter(entry, packet) {
             Some(_) => self.send_to(packet, choice.real, true),
-            None if self.reals[&choice.real].forwarding == ForwardingMethod::Nat => {
-                Outcome::Dropped(DropReason::TableFull)
-            }
             None => self.send_without_slot(packet, server, key, true),
         }
     }
@@ -147,40 +141,32 @@ impl Model {
         Some(place)
     }
 
-    /// The template's real server where there is one, else the scheduler's.
+    /// The template's real server where there is one, else the scheduler's, else the sorry server.
     fn choose(&mut self, packet: &Packet, server: usize) -> Option<Choice> {
+        let sorry = self.services[server].sorry.map(|real| Choice { real, template: None });
         let Some(persistence) = self.services[server].persistence else {
-            return self.schedule(packet, server).map(|real| Choice { real, template: None });
+            return self.schedule(packet, server).map(|real| Choice { real, template: None }).or(sorry);
         };
         let network = self.services[server].network(packet.reading.source.ip(), persistence);
         let key = self.services[server].template_key(network, &self.settings.secret);
-        let known = self.find(key, Kind::Template, server, packet.now);
-        if let Some((place, entry)) = known
+        if let Some((place, entry)) = self.peek(key, Kind::Template, server, packet.now)
             && self.reals[&entry.real].takes_any()
         {
-            return Some(Choice { real: entry.real, template: Some(Template::Use(place)) });
+            self.table.set(place, Some(Entry { last_seen: packet.now, ..entry }));
+            return Some(Choice { real: entry.real, template: None });
         }
-        let real = self.schedule(packet, server)?;
-        Some(Choice { real, template: Some(Template::Make(key, known.map(|(place, _)| place))) })
+        self.schedule(packet, server).map(|real| Choice { real, template: Some(network) }).or(sorry)
     }
 
+    /// Makes the client's template, or changes the one that there is and that could not be used.
     fn note_template(&mut self, packet: &Packet, server: usize, choice: Choice) {
-        match choice.template {
-            None => {}
-            Some(Template::Use(place)) => {
-                let entry = self.table.at(place).expect("just found");
-                self.table.set(place, Some(Entry { last_seen: packet.now, ..entry }));
-            }
-            Some(Template::Make(key, place)) => {
-                let persistence = self.services[server].persistence.expect("only then is there a template");
-                let network = self.services[server].network(packet.reading.source.ip(), persistence);
-                let mut entry = self.entry(packet, server, key, choice.real, State::TemplateNew);
-                entry.tuple = entry.tuple.map(|_| (Address::from(network), 0, 0));
-                match place {
-                    Some(place) => self.table.set(place, Some(entry)),
-                    None => drop(self.enter(entry, packet)),
-                }
-            }
+        let Some(network) = choice.template else { return };
+        let key = self.services[server].template_key(network, &self.settings.secret);
+        let mut entry = self.entry(packet, server, key, choice.real, State::TemplateNew);
+        entry.tuple = entry.tuple.map(|_| (Address::from(network), 0, 0));
+        match self.table.find(key, Kind::Template) {
+            Some((place, _)) => self.table.set(place, Some(entry)),
+            None => drop(self.enter(entry, packet)),
         }
     }
 
@@ -191,7 +177,7 @@ impl Model {
         let Some(persistence) = self.services[server].persistence.filter(|_| is_promoted) else { return };
         let network = self.services[server].network(packet.reading.source.ip(), persistence);
         let key = self.services[server].template_key(network, &self.settings.secret);
-        if let Some((place, entry)) = self.find(key, Kind::Template, server, packet.now)
+        if let Some((place, entry)) = self.peek(key, Kind::Template, server, packet.now)
             && entry.state == State::TemplateNew
         {
             self.table.set(place, Some(Entry { state: State::Template, last_seen: packet.now, ..entry }));
@@ -199,15 +185,17 @@ impl Model {
     }
 
     /// Whether another virtual server's connection of the same client has this real server's address and port.
-    fn is_tuple_in_use(&mut self, packet: &Packet, real: u16) -> bool {
+    fn is_tuple_in_use(&self, packet: &Packet, real: u16) -> bool {
         let real = &self.reals[&real];
         if real.forwarding != ForwardingMethod::Nat {
             return false;
         }
         let to = real.destination(packet.reading.destination.port());
-        let others: Vec<RealServer> = self.sharing(to, packet).filter(|other| other.index != real.index).collect();
-        let connections = |other| self.connection_with(other, to.port(), packet.reading.source, packet.now);
-        others.iter().filter_map(connections).any(|(_, _, entry)| !entry.state.is_closing())
+        let sharing = self.sharing(real.address, packet);
+        let others = sharing.iter().filter(|other| other.index != real.index);
+        let mut connections =
+            others.filter_map(|other| self.connection_with(other, to.port(), packet.reading.source, packet.now));
+        connections.any(|(_, _, entry)| !entry.state.is_closing())
     }
 
     /// No slot: each packet of the connection finds the same real server by itself.
@@ -276,7 +264,9 @@ impl Model {
     fn refuse(&mut self, packet: &Packet, policy: Refusal, reason: DropReason) -> Outcome {
         let is_answered = match policy {
             Refusal::Drop => false,
-            Refusal::Reject => packet.flags & RST == 0 && self.may_reject(packet.now),
+            Refusal::Reject => {
+                packet.flags & RST == 0 && packet.reading.is_from_a_host() && self.may_reject(packet.now)
+            }
         };
         if !is_answered {
             return Outcome::Dropped(reason);
@@ -284,4 +274,3 @@ impl Model {
         Outcome::Refused { reason, bytes: packet.reading.rejection(packet.frame) }
     }
 }
-

@@ -20,12 +20,17 @@ const NEIGHBOURS: u64 = 16;
 type Reals = BTreeMap<u16, RealServer>;
 
 /// The scheduler's choice for a connection from `client` to `vip`, and the next cursor.
-pub fn choose(server: &mut VirtualServer, reals: &Reals, ends: (SocketAddr, SocketAddr), secret: &Secret) -> Option<u16> {
+pub fn choose(
+    server: &mut VirtualServer,
+    reals: &Reals,
+    ends: (SocketAddr, SocketAddr),
+    secret: &Secret,
+) -> Option<u16> {
     let (client, vip) = ends;
     match server.scheduler {
         Scheduler::Rr | Scheduler::Wrr => in_turn(server, reals),
         Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq => {
-            let turn = next(server) % u64::from(server.lanes.max(1));
+            let turn = if server.lanes == 0 { 0 } else { next(server) % u64::from(server.lanes) };
             least(server, reals, usize::try_from(turn).expect("small"))
         }
         Scheduler::Fo | Scheduler::Ovf => least(server, reals, 0),
@@ -64,6 +69,7 @@ fn is_available(server: &VirtualServer, reals: &Reals, real: u16) -> bool {
 
 fn in_turn(server: &mut VirtualServer, reals: &Reals) -> Option<u16> {
     if server.ring.is_empty() {
+        next(server);
         return None;
     }
     for _ in 0..TRIES {
@@ -87,10 +93,10 @@ fn by_hash(server: &VirtualServer, reals: &Reals, hash: u64) -> Option<u16> {
 }
 
 fn better_of_two(server: &mut VirtualServer, reals: &Reals, secret: &Secret) -> Option<u16> {
-    if server.ring.is_empty() {
-        return None;
-    }
     let drawn = hash::mix(next(server) ^ secret.words[1]);
+    if server.ring.is_empty() {
+        return in_turn(server, reals);
+    }
     let length = u64::try_from(server.ring.len()).expect("fits");
     let draw = |half: u64| server.ring[usize::try_from((half * length) >> 32).expect("below the length")];
     let (a, b) = (draw(drawn & 0xffff_ffff), draw(drawn >> 32));
@@ -132,15 +138,15 @@ fn least(server: &VirtualServer, reals: &Reals, turn: usize) -> Option<u16> {
 pub fn compare(scheduler: Scheduler, a: &RealServer, b: &RealServer) -> Ordering {
     let connections = |real: &RealServer| 256 * u64::from(real.active) + u64::from(real.inactive);
     let delay = |real: &RealServer| u64::from(real.active) + 1;
-    let by_weight = |load: &dyn Fn(&RealServer) -> u64| {
-        (load(a) * u64::from(b.weight)).cmp(&(load(b) * u64::from(a.weight)))
-    };
+    let by_weight =
+        |load: &dyn Fn(&RealServer) -> u64| (load(a) * u64::from(b.weight)).cmp(&(load(b) * u64::from(a.weight)));
     match scheduler {
         Scheduler::Lc => connections(a).cmp(&connections(b)),
         Scheduler::Wlc | Scheduler::Twos => by_weight(&connections),
         Scheduler::Sed => by_weight(&delay),
         Scheduler::Nq => (a.active > 0).cmp(&(b.active > 0)).then(by_weight(&delay)),
-        Scheduler::Fo | Scheduler::Ovf => b.weight.cmp(&a.weight),
+        // Of equals the first by address.
+        Scheduler::Fo | Scheduler::Ovf => b.weight.cmp(&a.weight).then(a.address.cmp(&b.address)),
         Scheduler::Rr | Scheduler::Wrr | Scheduler::Sh | Scheduler::Dh | Scheduler::Mh => Ordering::Equal,
     }
 }

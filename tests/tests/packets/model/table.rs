@@ -227,12 +227,14 @@ mod tests {
     fn the_first_bucket_is_filled_to_six_then_the_emptier_one() {
         let mut table = table(2);
         let is_one_then_two = |key: &u64| hash::buckets(*key, 2, &SECRET) == (0, 1);
-        let placed: Vec<usize> = (0..).filter(is_one_then_two).take(16).map(|key| {
-            match table.insert(entry(key, State::Opening, 0), 0) {
+        let placed: Vec<usize> = (0..)
+            .filter(is_one_then_two)
+            .take(16)
+            .map(|key| match table.insert(entry(key, State::Opening, 0), 0) {
                 Inserted::Free((bucket, _)) => bucket,
                 other => panic!("{other:?}"),
-            }
-        }).collect();
+            })
+            .collect();
         // Six; then six in the other, which is emptier until both have six; then in turn, the first first.
         assert_eq!(placed, [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 1, 0, 1]);
     }

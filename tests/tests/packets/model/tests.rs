@@ -52,6 +52,7 @@ pub fn reals(weights: &[u16]) -> BTreeMap<u16, RealServer> {
             is_removed: false,
             upper: 0,
             lower: 0,
+            rank: 0,
             hop: Hop::Known { ifindex: INGRESS, mtu: 1500, to: real_mac(n), from: OUR_MAC },
             tunnel_source: None,
             active: 0,

@@ -62,6 +62,8 @@ pub struct RealServer {
     pub upper: u32,
     /// Connections below which it gets more again; 0: three quarters of `upper`.
     pub lower: u32,
+    /// Its place among those that share address and port behind `nat`.
+    pub rank: usize,
     pub hop: Hop,
     /// Our own address on the way there.
     pub tunnel_source: Option<IpAddr>,
@@ -74,7 +76,12 @@ pub struct RealServer {
 /// The way to a real server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hop {
-    Known { ifindex: u32, mtu: usize, to: Mac, from: Mac },
+    Known {
+        ifindex: u32,
+        mtu: usize,
+        to: Mac,
+        from: Mac,
+    },
     /// Nothing is known, and the kernel's routing table knows nothing either: this is what it says.
     Unknown(lb_common::drop_reason::DropReason),
     /// This host is the real server.
