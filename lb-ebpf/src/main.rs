@@ -20,6 +20,7 @@ mod pipeline;
 mod reject;
 mod replies;
 mod rewrite;
+mod route;
 mod schedule;
 mod service;
 mod tcp;

@@ -57,17 +57,20 @@ pub(crate) fn binary(profile: Profile) -> PathBuf {
     })
 }
 
+const EBPF_FLAGS: &str = "-C link-arg=--btf -C link-arg=--llvm-args=--disable-bpf-peephole -C debuginfo=2 -C target-cpu=v3";
+
 /// Builds the XDP program; returns the path of the object.
 fn ebpf(setup: &Ebpf) -> Result<PathBuf> {
     let folder = target().join("ebpf");
     // target-cpu=v3: without it LLVM shifts packet pointers, which the verifier refuses. --btf and debuginfo make
-    // maps readable in bpftool, hence also no stripping, which the workspace's release profile asks for.
+    // maps readable in bpftool, hence also no stripping, which the workspace's release profile asks for. LLVM 22's
+    // peephole for BPF removes zero extensions that are still used (bpf-mi-zext-elim), and crashes afterwards.
     let mut step = setup
         .toolchain
         .cargo_build()
         .args(["--release", "-p", "lb-ebpf", "--target", "bpfel-unknown-none", "--target-dir"])
         .arg(&folder)
-        .env("RUSTFLAGS", "-C link-arg=--btf -C debuginfo=2 -C target-cpu=v3")
+        .env("RUSTFLAGS", EBPF_FLAGS)
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", setup.linker.path())
         .env("CARGO_PROFILE_RELEASE_STRIP", "none")
         .env("CARGO_PROFILE_RELEASE_LTO", "off");
