@@ -152,7 +152,8 @@ fn known(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Known {
     }
     if next != state {
         place.advance(meta, next);
-        if hit.flags & service_flag::PERSISTENT != 0 {
+        let is_established = next == State::SETTLING || next == State::UDP;
+        if is_established && hit.flags & service_flag::PERSISTENT != 0 {
             let [a, b] = packet.source.halves();
             template::confirm_template(hit.index, a, b);
         }

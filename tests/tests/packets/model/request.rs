@@ -179,6 +179,7 @@ impl Model {
         let key = self.services[server].template_key(network, &self.settings.secret);
         if let Some((place, entry)) = self.peek(key, Kind::Template, server, packet.now)
             && entry.state == State::TemplateNew
+            && !self.reals[&entry.real].is_removed
         {
             self.table.set(place, Some(Entry { state: State::Template, last_seen: packet.now, ..entry }));
         }

@@ -27,13 +27,17 @@ impl Twin {
             let entry = installed.iter().find(|entry| entry.key == asked.service.into()).expect("it is installed");
             places.insert(entry.index, (asked, *entry));
         }
+        self.forget_counters(&places);
         let before = std::mem::take(&mut self.model.reals);
         for (index, entry) in self.bench.real_servers() {
             if let Some((asked, server)) = places.get(&entry.virtual_server) {
                 let mut real = real_server(index, &entry, asked, server);
-                if let Some(known) = before.get(&index).filter(|known| known.generation == real.generation) {
-                    (real.active, real.inactive) = (known.active, known.inactive);
-                    real.is_overloaded = overloaded_now(&real, known.is_overloaded);
+                match before.get(&index).filter(|known| known.generation == real.generation) {
+                    Some(known) => {
+                        (real.active, real.inactive) = (known.active, known.inactive);
+                        real.is_overloaded = overloaded_now(&real, known.is_overloaded);
+                    }
+                    None => drop(self.model.real_counters.remove(&index)),
                 }
                 self.model.reals.insert(index, real);
             }
@@ -45,6 +49,16 @@ impl Twin {
         for server in &self.model.services {
             self.check_ring(server);
         }
+    }
+
+    /// A virtual server in a former one's place counts from zero.
+    fn forget_counters(&mut self, places: &BTreeMap<u32, (&Asked, VirtualServerEntry)>) {
+        let former = &self.model.services;
+        self.model.virtual_counters.retain(|index, _| {
+            let asked = places.get(&u32::from(*index)).map(|(asked, _)| asked.service);
+            let was = former.iter().find(|server| server.index == *index).map(|s| (s.address, s.protocol));
+            asked.map(|service| (service.address, service.protocol)) == was
+        });
     }
 
     /// Forgets the connections of real servers that are gone, as far as they have been taken out of the table.

@@ -4,6 +4,8 @@ mod installed;
 mod scenario;
 mod sequences;
 
+use std::fmt::Debug;
+
 use lb_common::connection::{Bucket, Meta, Slot, TableCounters, TupleBucket};
 use lb_common::counters::Counters;
 use lb_common::drop_reason::DropReason;
@@ -37,6 +39,13 @@ impl Twin {
         self.follow(servers);
     }
 
+    /// Takes everything out, connections included.
+    pub fn clear(&mut self) {
+        self.install(&[]);
+        self.bench.clear();
+        self.model.table.buckets.iter_mut().for_each(|slots| slots.fill(None));
+    }
+
     /// Sends a frame through both.
     #[track_caller]
     pub fn send(&mut self, frame: &Frame) -> Outcome {
@@ -65,15 +74,15 @@ impl Twin {
         }
     }
 
-    /// Compares the connection table, slot by slot.
+    /// Compares the connection table, slot by slot, after `event`.
     #[track_caller]
-    pub fn compare_tables(&mut self) {
+    pub fn compare_tables(&mut self, event: &impl Debug) {
         for index in 0..self.bench.buckets() {
             let bucket: Bucket = self.bench.get("connections", index);
             let expected = self.model.table.buckets[usize::try_from(index).expect("fits")];
             for (lane, (slot, expected)) in bucket.slots.iter().zip(&expected).enumerate() {
                 let found = self.entry(*slot, (index, lane), expected.is_some_and(|entry| entry.tuple.is_some()));
-                assert_eq!(found, *expected, "slot {lane} of bucket {index}");
+                assert_eq!(found, *expected, "slot {lane} of bucket {index} after {event:?}");
             }
         }
     }

@@ -1,30 +1,40 @@
 //! Random sequences of packets, waits and changes: program and model must do the same throughout.
 
+use std::cell::RefCell;
+use std::ops::Range;
+
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::super::bench::{Bench, in_namespace};
+use super::super::bench::{Bench, in_namespace, is_long};
 use super::super::frame::{ACK, SYN};
 use super::super::scene::{FAMILIES, INGRESS};
 use super::Twin;
 use super::scenario::{Event, Look, Spec, events, specs};
 
-/// Sequences for each size of the table.
+/// Sequences for each size of the table; in a long test, twenty times as many.
 const CASES: u32 = 64;
 
-/// Plays a scenario on a table for `connections` connections.
-fn play(connections: u32, specs: Vec<Spec>, events: Vec<Event>) {
+/// Program and model with a table for `connections` connections, and a way to every real server.
+fn twin(connections: u32) -> Twin {
     let mut bench = Bench::with_room_for(connections);
     for family in FAMILIES {
         (1..=60).for_each(|n| bench.way(family, n, INGRESS, 1500));
     }
-    let mut story = Story { twin: Twin::new(bench), specs };
+    Twin::new(bench)
+}
+
+/// Plays a scenario, and gives the twin back.
+fn play(twin: Twin, specs: Vec<Spec>, events: Vec<Event>) -> Twin {
+    let mut story = Story { twin, specs };
+    story.twin.clear();
     story.install();
     for event in events {
         story.happens(&event);
-        story.twin.compare_tables();
+        story.twin.compare_tables(&event);
     }
     story.twin.compare_counters();
+    story.twin
 }
 
 struct Story {
@@ -78,11 +88,15 @@ impl Story {
 }
 
 /// Draws scenarios; a failure is shown as small as it can be made.
-fn alike(connections: u32, ports: u8, length: std::ops::Range<usize>) {
+fn alike(connections: u32, ports: u8, length: Range<usize>) {
     in_namespace(move || {
-        let config = ProptestConfig { cases: CASES, failure_persistence: None, ..Default::default() };
+        // The program is loaded again only after a failure, which leaves anything behind.
+        let kept = RefCell::new(None);
+        let cases = if is_long() { 20 * CASES } else { CASES };
+        let config = ProptestConfig { cases, failure_persistence: None, ..Default::default() };
         let result = TestRunner::new(config).run(&(specs(), events(ports, length)), |(specs, events)| {
-            play(connections, specs, events);
+            let present = kept.take().unwrap_or_else(|| twin(connections));
+            kept.replace(Some(play(present, specs, events)));
             Ok(())
         });
         result.unwrap_or_else(|failure| panic!("{failure}"));
