@@ -4,6 +4,8 @@
 
 #![cfg_attr(not(test), no_std)]
 
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod checksum;
 pub mod connection;
 pub mod counters;

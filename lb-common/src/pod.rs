@@ -46,3 +46,6 @@ unsafe impl aya::Pod for Timeouts {}
 unsafe impl aya::Pod for TupleBucket {}
 // SAFETY: as above.
 unsafe impl aya::Pod for VirtualServerEntry {}
+#[cfg(feature = "bench")]
+// SAFETY: as above.
+unsafe impl aya::Pod for crate::bench::BenchConfig {}

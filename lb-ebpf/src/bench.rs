@@ -1,0 +1,141 @@
+//! The programs of `cargo xtask bench program`: one that makes packets, and controls that do next to nothing.
+//!
+//! BPF_PROG_TEST_RUN runs a program again and again on one packet, which a balancer changes. So [`bench_packet`] is what it
+//! runs: that writes every header anew, for another flow each time, and jumps to the program whose cost is sought. What it
+//! costs itself is found by letting it jump to a control. An object of its own: the one that is measured is the product's.
+
+#![no_std]
+#![no_main]
+
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_TX};
+use aya_ebpf::btf_maps::{Array, ProgramArray};
+use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
+use aya_ebpf::macros::{btf_map, xdp};
+use aya_ebpf::programs::XdpContext;
+use lb_common::bench::{self, BenchConfig, FRAME_LENGTH, Order, PACKET_OFFSET, PACKET_WORDS};
+
+/// `BPF_F_MMAPABLE`, so that the configuration lies on cache lines of its own.
+const MMAPABLE: usize = 1 << 10;
+
+/// What [`bench_packet`] does.
+#[btf_map(name = "bench_config")]
+static CONFIG: Array<BenchConfig, 1, MMAPABLE> = Array::new();
+
+/// What it jumps to.
+#[btf_map(name = "bench_programs")]
+static PROGRAMS: ProgramArray<8> = ProgramArray::new();
+
+/// Makes the next packet and jumps to the program that [`BenchConfig::program`] names; aborts where there is none.
+#[xdp]
+pub fn bench_packet(ctx: XdpContext) -> u32 {
+    let Some(config) = CONFIG.get_ptr_mut(0) else { return XDP_ABORTED };
+    // SAFETY: the map's only element, and nothing else writes to it while a run lasts.
+    let config = unsafe { &mut *config };
+    let flow = next_flow(config);
+    if restore_length(&ctx).and_then(|()| write(&ctx, config, flow)).is_none() {
+        return XDP_ABORTED;
+    }
+    // SAFETY: context and map are valid; where the jump fails, we abort.
+    unsafe { PROGRAMS.tail_call(&ctx, config.program) };
+    XDP_ABORTED
+}
+
+/// The control: sends the packet back as it is.
+#[xdp]
+pub fn bench_empty(_ctx: XdpContext) -> u32 {
+    XDP_TX
+}
+
+/// The control for tunnels over IPv4: makes room for the outer header and no more.
+#[xdp]
+pub fn bench_room_v4(ctx: XdpContext) -> u32 {
+    send_with_room(&ctx, 20)
+}
+
+/// The control for tunnels over IPv6.
+#[xdp]
+pub fn bench_room_v6(ctx: XdpContext) -> u32 {
+    send_with_room(&ctx, 40)
+}
+
+#[inline(always)]
+fn send_with_room(ctx: &XdpContext, bytes: i32) -> u32 {
+    match adjust_head(ctx, -bytes) {
+        Some(()) => XDP_TX,
+        None => XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn next_flow(config: &mut BenchConfig) -> u32 {
+    match config.order {
+        Order::Sequential => {
+            let index = config.next as u32;
+            let following = index + 1;
+            config.next = if following >= config.flows { 0 } else { u64::from(following) };
+            index
+        }
+        Order::Random => {
+            config.next = bench::next_random(config.next);
+            bench::below(config.next, config.flows)
+        }
+    }
+}
+
+/// Takes off what the last program put in front.
+#[inline(always)]
+fn restore_length(ctx: &XdpContext) -> Option<()> {
+    let surplus = (ctx.data_end() - ctx.data()) as i32 - FRAME_LENGTH as i32;
+    if surplus == 0 { Some(()) } else { adjust_head(ctx, surplus) }
+}
+
+#[inline(always)]
+fn adjust_head(ctx: &XdpContext, delta: i32) -> Option<()> {
+    // SAFETY: the context is valid; packet pointers are read from it again.
+    (unsafe { bpf_xdp_adjust_head(ctx.ctx, delta) } == 0).then_some(())
+}
+
+/// Writes the frame of `flow`.
+///
+/// Each field is written by one store that is at least as wide as any load of it: where a load needs the bytes of two
+/// stores that are still on their way, the processor waits for both, and that would be counted as the program's time.
+#[inline(always)]
+fn write(ctx: &XdpContext, config: &BenchConfig, flow: u32) -> Option<()> {
+    for (index, word) in (0..).zip(config.ethernet) {
+        store(ctx, index * 4, word)?;
+    }
+    store(ctx, 12, config.ethertype)?;
+    for index in 0..PACKET_WORDS {
+        // SAFETY: the index is below the array's length, which the loop's bound says.
+        store(ctx, PACKET_OFFSET + index * 4, unsafe { *config.packet.get_unchecked(index) })?;
+    }
+    let (address, port) = bench::client(config.first_address, flow);
+    let (address_word, ports_word) = (config.address_word as usize % PACKET_WORDS, config.ports_word as usize % PACKET_WORDS);
+    store(ctx, PACKET_OFFSET + address_word * 4, address.to_be())?;
+    // SAFETY: taken modulo the array's length just above.
+    let ports = unsafe { *config.packet.get_unchecked(ports_word) };
+    let shift = config.port_shift & 16;
+    let ports = ports & !(0xffff << shift) | u32::from(port.to_be()) << shift;
+    store(ctx, PACKET_OFFSET + ports_word * 4, ports)
+}
+
+#[inline(always)]
+fn store<T>(ctx: &XdpContext, offset: usize, value: T) -> Option<()> {
+    let start = ctx.data() + offset;
+    if start + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: compared with the packet's end just above. Volatile, so that stores are neither joined nor split.
+    unsafe { core::ptr::write_volatile(start as *mut T, value) };
+    Some(())
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: no panic path survives optimisation; were one to, the verifier would refuse the program where it starts.
+    unsafe { core::hint::unreachable_unchecked() }
+}
