@@ -47,9 +47,11 @@ pub struct BenchConfig {
     pub address_word: u32,
     /// Which word of the packet has the two ports.
     pub ports_word: u32,
+    /// That word.
+    pub ports: u32,
     /// Bits by which the client's port is shifted in that word: 0 where the client is the source, else 16.
     pub port_shift: u32,
-    /// That word of flow 0's address, in host order.
+    /// The address word of flow 0, in host order.
     pub first_address: u32,
     /// Number of flows, at least 1.
     pub flows: u32,
@@ -57,8 +59,6 @@ pub struct BenchConfig {
     pub order: Order,
     /// Index into `bench_programs` of what runs on the packet.
     pub program: u32,
-    /// Always zero.
-    pub reserved_tail: u32,
     /// With [`Order::Sequential`] the next flow's index, with [`Order::Random`] the state of [`next_random`]; kept by the program.
     pub next: u64,
     /// Always zero.

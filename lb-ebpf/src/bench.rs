@@ -101,33 +101,52 @@ fn adjust_head(ctx: &XdpContext, delta: i32) -> Option<()> {
 /// stores that are still on their way, the processor waits for both, and that would be counted as the program's time.
 #[inline(always)]
 fn write(ctx: &XdpContext, config: &BenchConfig, flow: u32) -> Option<()> {
-    for (index, word) in (0..).zip(config.ethernet) {
-        store(ctx, index * 4, word)?;
+    let frame = at::<[u16; FRAME_LENGTH / 2]>(ctx, 0)?.cast::<u8>();
+    for (index, word) in (0..).zip(&config.ethernet) {
+        // SAFETY: `at` compared the end of the frame with the packet's.
+        unsafe { store(frame.add(index * 4).cast(), *word) };
     }
-    store(ctx, 12, config.ethertype)?;
-    for index in 0..PACKET_WORDS {
-        // SAFETY: the index is below the array's length, which the loop's bound says.
-        store(ctx, PACKET_OFFSET + index * 4, unsafe { *config.packet.get_unchecked(index) })?;
+    // SAFETY: as above.
+    unsafe { store(frame.add(12).cast(), config.ethertype) };
+    for (index, word) in (0..).zip(&config.packet) {
+        // SAFETY: as above.
+        unsafe { store(frame.add(PACKET_OFFSET + index * 4).cast(), *word) };
     }
     let (address, port) = bench::client(config.first_address, flow);
-    let (address_word, ports_word) = (config.address_word as usize % PACKET_WORDS, config.ports_word as usize % PACKET_WORDS);
-    store(ctx, PACKET_OFFSET + address_word * 4, address.to_be())?;
-    // SAFETY: taken modulo the array's length just above.
-    let ports = unsafe { *config.packet.get_unchecked(ports_word) };
     let shift = config.port_shift & 16;
-    let ports = ports & !(0xffff << shift) | u32::from(port.to_be()) << shift;
-    store(ctx, PACKET_OFFSET + ports_word * 4, ports)
+    let ports = config.ports & !(0xffff << shift) | u32::from(port.to_be()) << shift;
+    // SAFETY: `at` compared the words' ends with the packet's.
+    unsafe {
+        store(word_at(ctx, config.address_word)?, address.to_be());
+        store(word_at(ctx, config.ports_word)?, ports);
+    }
+    Some(())
+}
+
+/// Word `index` of the packet.
+#[inline(always)]
+fn word_at(ctx: &XdpContext, index: u32) -> Option<*mut u32> {
+    at(ctx, PACKET_OFFSET + index as usize % PACKET_WORDS * 4)
 }
 
 #[inline(always)]
-fn store<T>(ctx: &XdpContext, offset: usize, value: T) -> Option<()> {
+fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
     let start = ctx.data() + offset;
     if start + size_of::<T>() > ctx.data_end() {
         return None;
     }
-    // SAFETY: compared with the packet's end just above. Volatile, so that stores are neither joined nor split.
-    unsafe { core::ptr::write_volatile(start as *mut T, value) };
-    Some(())
+    Some(start as *mut T)
+}
+
+/// A store that is neither joined with others nor split.
+///
+/// # Safety
+///
+/// `place` is that of a `T` in the packet.
+#[inline(always)]
+unsafe fn store<T>(place: *mut T, value: T) {
+    // SAFETY: the caller's promise.
+    unsafe { core::ptr::write_volatile(place, value) }
 }
 
 #[unsafe(link_section = "license")]

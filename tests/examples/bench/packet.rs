@@ -84,25 +84,26 @@ pub fn config(family: Family, path: Path, flags: u8) -> BenchConfig {
     let packet = ip_packet(source, destination, flags);
     // Where the last four octets of the client's address and the ports lie, in words of the packet.
     let (address_word, ports_word) = match (family, is_reply) {
-        (Family::V4, false) => (3, 5),
+        (Family::V4, false) => (3, 5_u32),
         (Family::V4, true) => (4, 5),
         (Family::V6, false) => (5, 10),
         (Family::V6, true) => (9, 10),
     };
+    let packet: [u32; PACKET_WORDS] = words(&packet);
     let ethertype: u16 = if family == Family::V4 { 0x0800 } else { 0x86dd };
     BenchConfig {
         ethernet: words(&[DIRECTOR_MAC, mac].concat()),
         ethertype: ethertype.to_be(),
         reserved: 0,
-        packet: words(&packet),
+        packet,
         address_word,
         ports_word,
+        ports: packet.get(ports_word as usize).copied().unwrap_or_default(),
         port_shift: if is_reply { 16 } else { 0 },
         first_address: last_word(client.ip()),
         flows: 1,
         order: Order::Sequential,
         program: 0,
-        reserved_tail: 0,
         next: 0,
         padding: 0,
     }

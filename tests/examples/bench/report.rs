@@ -73,14 +73,16 @@ fn push(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-const HEADER: [&str; 10] =
-    ["packets", "servers", "flows", "ns", "spread", "limit", "", "LRU_HASH", "spread", "of that (limit)"];
+const HEADER: [&str; 7] = ["packets", "servers", "flows", "ns", "spread", "limit", ""];
+const CONTROL_HEADER: [&str; 3] = ["LRU_HASH", "spread", "of that (limit)"];
 
 fn table(findings: &[&Finding]) -> String {
+    let has_control = findings.iter().any(|finding| finding.lru != Lru::None);
+    let columns = HEADER.len() + if has_control { CONTROL_HEADER.len() } else { 0 };
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(HEADER);
+    table.load_preset(presets::NOTHING).set_header(HEADER.into_iter().chain(CONTROL_HEADER).take(columns));
     for finding in findings {
-        table.add_row(row(finding));
+        table.add_row(row(finding).into_iter().take(columns));
     }
     if let Some(first) = table.column_mut(0) {
         first.set_padding((0, 1));
@@ -218,7 +220,7 @@ v4 dr    rr 64       1M   78  [51..80]       80  OVER       200  [199..210]  39 
 v6 tun   rr 64      10M  225  [220..230]    225  ok     skipped
 
 new connections: ns a packet above the empty program, median [lowest..highest]
-packets    servers  flows  ns  spread    limit      LRU_HASH  spread  of that (limit)
+packets    servers  flows  ns  spread    limit
 v4 dr new  wlc 64     39k  71  [64..94]     85  ok
 v4 dr new  lc 64      39k  71  [64..94]
 
