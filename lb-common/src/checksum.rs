@@ -85,6 +85,12 @@ pub const fn ipv4_header(words: [u32; 5]) -> u16 {
     !fold(sum)
 }
 
+/// The checksum of words whose sum is `sum`, at most 2^16 words of 32 bits.
+#[inline(always)]
+pub const fn of_sum(sum: u64) -> u16 {
+    !fold(sum)
+}
+
 /// Folds a sum of at most 2^16 words of 32 bits to 16 bits, end-around carry included.
 #[inline(always)]
 const fn fold(sum: u64) -> u16 {

@@ -232,7 +232,7 @@ pub const TIMEOUT_MAX: u16 = 0xff00;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Zero for numbers that are no state.
+    /// Zero for numbers that are no state; 65,535 for a locked slot.
     pub ticks: [u16; 128],
 }
 
@@ -253,6 +253,8 @@ impl Timeouts {
         ticks[State::ESTABLISHED as usize] = tcp;
         ticks[State::UDP as usize] = udp;
         ticks[State::TEMPLATE as usize] = template;
+        // A slot that is being rewritten has no age.
+        ticks[State::LOCKED as usize] = u16::MAX;
         Self { ticks }
     }
 

@@ -161,6 +161,18 @@ const _: () = assert!(size_of::<MacAddress>() == 6);
 impl MacAddress {
     /// All zero, where no address is known.
     pub const ZERO: Self = Self { octets: [0; 6] };
+
+    /// The octets as three 16-bit words in memory order.
+    #[inline(always)]
+    pub fn words(&self) -> [u16; 3] {
+        must_cast(self.octets)
+    }
+
+    /// The address whose octets are the bytes of `words` in memory order.
+    #[inline(always)]
+    pub fn from_words(words: [u16; 3]) -> Self {
+        Self { octets: must_cast(words) }
+    }
 }
 
 impl core::fmt::Display for MacAddress {

@@ -1,124 +1,369 @@
-//! The connection table: look-up, insertion, state and age of a flow's entry.
+//! The connection table: look-up, insertion, state and age of a connection's slot.
 //!
-//! Behind these functions stands an LRU hash map; nothing outside this file knows.
+//! Cache-line buckets in an array, two candidates a connection, no lock: ARCHITECTURE.md has the protocol. Nothing outside
+//! this file touches a slot.
 
-use aya_ebpf::bindings::BPF_ANY;
-use aya_ebpf::helpers::bpf_jiffies64;
-use lb_common::connection::{ConnectionEntry, ConnectionState, Direction, FlowKey, TICK_SHIFT};
-use lb_common::drop_reason::DropReason;
-use lb_common::net::{Address, Port, Protocol};
+use lb_common::connection::{AGE_MAX, Bucket, Meta, SLOTS, State, Tuple};
+use lb_common::hash;
+use lb_common::net::{Address, Port};
 
-use crate::maps;
-use crate::parse::tcp_flag;
+use crate::{clock, load, maps, word};
 
-/// The live entry of a flow.
+/// Answers of [`enter_connection`].
+pub mod entry {
+    /// The connection has a slot.
+    pub const ENTERED: u32 = 0;
+    /// No slot could be had.
+    pub const REFUSED: u32 = 1;
+}
+
+/// Most connections a bucket holds before a newcomer looks at its other one.
+const PRIMARY_FILL: u64 = 6;
+
+/// Where a connection's slot is.
 #[derive(Clone, Copy)]
-pub struct Connection(*mut ConnectionEntry);
+pub struct Place(*mut u64);
 
-impl Connection {
-    /// Its fields.
+/// What a look-up finds.
+#[derive(Clone, Copy)]
+pub enum Lookup {
+    /// The slot, and its second word as it was read.
+    Found(Place, Meta),
+    /// No slot.
+    Missing,
+    /// A slot that is being rewritten: nothing may be entered now.
+    Locked,
+}
+
+impl Place {
+    /// Notes the coarse time of a packet; false where the slot has outlived its state's timeout.
     #[inline(always)]
-    pub fn entry(&self) -> &'static ConnectionEntry {
-        // SAFETY: the pointer comes from a map look-up; the kernel keeps the element's memory until the program ends.
-        unsafe { &*self.0 }
+    pub fn touch(self, meta: Meta) -> bool {
+        let now = clock::tick();
+        let age = now.wrapping_sub(meta.last_seen());
+        if age == 0 || age > AGE_MAX {
+            return true;
+        }
+        if age > timeout(meta.state()) {
+            return false;
+        }
+        // Two bytes: a store of the whole word could bring back a slot that was freed meanwhile.
+        // SAFETY: the slot's second word, in a live map element; octets 4 and 5 are the time.
+        unsafe { word::write(self.0.cast::<u16>().add(2), now) };
+        true
     }
 
-    /// Notes a packet: its time, and what its TCP flags say of the connection. Returns whether the coarse time has moved on.
+    /// Notes the way back to the client.
     #[inline(always)]
-    pub fn touch(&self, flags: u8) -> bool {
-        let (now, old) = (tick(), self.entry().state);
-        let new = after(old, flags);
-        // SAFETY: as in `entry`; each field is one aligned store, and the last writer may win.
-        unsafe {
-            let moved_on = self.entry().last_seen != now;
-            if moved_on {
-                (*self.0).last_seen = now;
-            }
-            if new != old {
-                (*self.0).state = new;
-            }
-            moved_on
+    pub fn set_client_hop(self, hop: u16) {
+        // SAFETY: as in `touch`; octets 6 and 7 are the hop.
+        unsafe { word::write(self.0.cast::<u16>().add(3), hop) };
+    }
+
+    /// Moves the connection to `state`; where another CPU was quicker, its word stands.
+    #[inline(always)]
+    pub fn advance(self, meta: Meta, state: u8) {
+        // SAFETY: the slot's second word, in a live map element.
+        let moved = unsafe { word::swap(self.0, meta.0, meta.moved(state, clock::tick()).0) };
+        if moved {
+            load::count_connection(meta.real_server().into(), meta.state().into(), state.into());
         }
     }
-}
 
-/// The entry of `flow` in `direction`, unless it has been idle for longer than its state allows.
-#[inline(always)]
-pub fn lookup(flow: &FlowKey, direction: Direction) -> Option<Connection> {
-    let connection = Connection(maps::CONNECTIONS.get_ptr_mut(flow)?);
-    let entry = connection.entry();
-    (entry.direction == direction && is_fresh(entry)).then_some(connection)
-}
+    /// Forgets the connection.
+    #[inline(always)]
+    pub fn free(self, meta: Meta) {
+        // SAFETY: as in `advance`.
+        let freed = unsafe { word::swap(self.0, meta.0, Meta::FREE.0) };
+        if freed {
+            load::count_connection(meta.real_server().into(), meta.state().into(), State::FREE.into());
+        }
+    }
 
-/// The entry that another virtual server's connection has at `flow`, where that one is still in use.
-#[inline(always)]
-pub fn live_rival(flow: &FlowKey, newcomer: &ConnectionEntry) -> Option<&'static ConnectionEntry> {
-    let entry = Connection(maps::CONNECTIONS.get_ptr_mut(flow)?).entry();
-    let same = is_of(entry, &newcomer.vip, newcomer.vip_port);
-    (!same && is_fresh(entry) && !is_closing(entry)).then_some(entry)
-}
+    /// Gives a persistence template another real server.
+    #[inline(always)]
+    pub fn redirect(self, meta: Meta, real: u16, generation: u8) -> bool {
+        let new = Meta::new(real, State::TEMPLATE_NEW, generation, clock::tick(), 0);
+        // SAFETY: as in `advance`; templates are not counted.
+        unsafe { word::swap(self.0, meta.0, new.0) }
+    }
 
-/// Whether the entry belongs to a connection with `vip`:`port`.
-#[inline(always)]
-pub fn is_of(entry: &ConnectionEntry, vip: &Address, port: Port) -> bool {
-    entry.vip.words() == vip.words() && entry.vip_port == port
-}
-
-/// Whether the connection has ended, so that its client may open another with the same ports.
-#[inline(always)]
-pub fn is_closing(entry: &ConnectionEntry) -> bool {
-    entry.state == ConnectionState::Closing
-}
-
-/// Makes or replaces the entry of `flow`.
-#[inline(always)]
-pub fn insert(flow: &FlowKey, entry: &ConnectionEntry) -> Result<(), DropReason> {
-    maps::CONNECTIONS.insert(flow, entry, u64::from(BPF_ANY)).map_err(|_| DropReason::TableFull)
-}
-
-/// Forgets the entry of `flow`.
-#[inline(always)]
-pub fn remove(flow: &FlowKey) {
-    // It fails only where the entry is gone already.
-    maps::CONNECTIONS.remove(flow).unwrap_or_default();
-}
-
-/// The state that a connection's first packet gives it.
-#[inline(always)]
-pub fn first_state(protocol: Protocol) -> ConnectionState {
-    match protocol {
-        Protocol::Tcp => ConnectionState::SynReceived,
-        Protocol::Udp => ConnectionState::Udp,
+    /// The place that [`crate::replies::find_other`] has numbered.
+    #[inline(always)]
+    pub fn numbered(number: u32) -> Option<(Self, Meta)> {
+        let bucket = maps::CONNECTIONS.get_ptr_mut(number / SLOTS as u32)?;
+        // SAFETY: a slot of a live map element.
+        let second = unsafe { (bucket as *mut u64).add(word::lane(number.into()) * 2 + 1) };
+        // SAFETY: as above.
+        Some((Self(second), Meta(unsafe { word::read(second) })))
     }
 }
 
-/// The coarse time: jiffies / 256, wrapping.
+/// The slot of `key`: of a persistence template if `template`, else of a connection.
 #[inline(always)]
-pub fn tick() -> u32 {
-    // SAFETY: the helper has no precondition.
-    let jiffies = unsafe { bpf_jiffies64() };
-    (jiffies >> TICK_SHIFT) as u32
+pub fn find(key: u64, template: bool) -> Lookup {
+    let (one, two) = candidates(key);
+    let Some(bucket) = maps::CONNECTIONS.get_ptr_mut(one) else { return Lookup::Missing };
+    match search(bucket, key, template) {
+        Lookup::Missing => {}
+        found => return found,
+    }
+    let Some(bucket) = maps::CONNECTIONS.get_ptr_mut(two) else { return Lookup::Missing };
+    search(bucket, key, template)
+}
+
+/// As [`find`], with the place's number.
+#[inline(always)]
+pub fn find_number(key: u64) -> Option<(u32, Meta)> {
+    let (one, two) = candidates(key);
+    let numbered = |bucket: u32| {
+        let slots = maps::CONNECTIONS.get_ptr_mut(bucket)?;
+        let Lookup::Found(place, meta) = search(slots, key, false) else { return None };
+        let offset = (place.0 as u64).wrapping_sub(slots as u64) >> 4;
+        Some((bucket * SLOTS as u32 + (offset as u32 & 7), meta))
+    };
+    numbered(one).or_else(|| numbered(two))
 }
 
 #[inline(always)]
-fn is_fresh(entry: &ConnectionEntry) -> bool {
-    maps::TIMEOUTS.load().allow(entry.state, entry.last_seen, tick())
+fn candidates(key: u64) -> (u32, u32) {
+    hash::buckets(key, maps::BUCKETS.load(), &maps::SECRET.load())
 }
 
-/// The state after a packet with `flags` in `state`.
 #[inline(always)]
-fn after(state: ConnectionState, flags: u8) -> ConnectionState {
-    match state {
-        ConnectionState::Udp => ConnectionState::Udp,
-        ConnectionState::Closing => ConnectionState::Closing,
-        ConnectionState::SynReceived | ConnectionState::Established => {
-            if flags & (tcp_flag::FIN | tcp_flag::RST) != 0 {
-                ConnectionState::Closing
-            } else if flags & tcp_flag::SYN == 0 && flags & tcp_flag::ACK != 0 {
-                ConnectionState::Established
-            } else {
-                state
+fn search(bucket: *mut Bucket, key: u64, template: bool) -> Lookup {
+    let words = bucket.cast::<u64>();
+    let mut slot = 0;
+    while slot < SLOTS {
+        // SAFETY: a word of a live map element, like those below.
+        let (first, second) = unsafe { (words.add(slot * 2), words.add(slot * 2 + 1)) };
+        // SAFETY: as above.
+        if unsafe { word::read(first) } == key {
+            // SAFETY: as above.
+            let meta = Meta(unsafe { word::read(second) });
+            let state = meta.state();
+            if state == State::LOCKED {
+                return Lookup::Locked;
+            }
+            // A freed slot keeps its key; one that was given away since has another.
+            // SAFETY: as above.
+            if state != State::FREE && State::is_template(state) == template && unsafe { word::read(first) } == key {
+                return Lookup::Found(Place(second), meta);
             }
         }
+        slot += 1;
+    }
+    Lookup::Missing
+}
+
+/// The timeout of a state, in ticks.
+#[inline(always)]
+pub fn timeout(state: u8) -> u16 {
+    let ticks = (&raw const maps::TIMEOUTS).cast::<u16>();
+    // SAFETY: an element of the table; volatile, because user space sets it when the program is loaded.
+    unsafe { word::read(ticks.add(word::seven_bits(state.into()))) }
+}
+
+/// Enters a connection under `key` with `meta` as its second word; `client` (two halves) and `ports` (the client's, and
+/// from bit 16 the one that it addressed) for `tuples`. One of [`entry`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn enter_connection(key: u64, meta: u64, client_a: u64, client_b: u64, ports: u64) -> u32 {
+    let (one, two) = candidates(key);
+    let meta = Meta(meta);
+    let both = u64::from(one) | u64::from(two) << 32;
+    for _ in 0..2 {
+        let mut number = free_slot(both);
+        let highest = if number == NO_SLOT {
+            number = victim(both, State::class(meta.state()).into());
+            highest_class(State::class(meta.state()))
+        } else {
+            0
+        };
+        if number == NO_SLOT {
+            tally(|counters| counters.refused += 1);
+            return entry::REFUSED;
+        }
+        if claim(number, highest, key, meta, [client_a, client_b], ports) {
+            tally(|counters| counters.inserted += 1);
+            return entry::ENTERED;
+        }
+    }
+    tally(|counters| counters.lost_races += 1);
+    entry::REFUSED
+}
+
+/// Whether a SYN for `key` would find no slot.
+#[inline(always)]
+pub fn is_crowded(key: u64) -> bool {
+    let (one, two) = candidates(key);
+    let both = u64::from(one) | u64::from(two) << 32;
+    free_slot(both) == NO_SLOT && victim(both, State::class(State::OPENING).into()) == NO_SLOT
+}
+
+/// Changes this CPU's counters of the table.
+#[inline(always)]
+fn tally(change: impl Fn(&mut lb_common::connection::TableCounters)) {
+    if let Some(counters) = maps::TABLE_COUNTERS.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element; nothing else writes it while the program runs.
+        change(unsafe { &mut *counters });
+    }
+}
+
+const NO_SLOT: u32 = u32::MAX;
+
+/// The number of the free slot that a newcomer takes, of the two buckets in the halves of `buckets`.
+///
+/// Straight-line: a branch for each slot would be 2^16 paths to verify.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn free_slot(buckets: u64) -> u32 {
+    let (one, two) = (buckets as u32, (buckets >> 32) as u32);
+    let (Some(first), Some(second)) = (maps::CONNECTIONS.get_ptr_mut(one), maps::CONNECTIONS.get_ptr_mut(two)) else {
+        return NO_SLOT;
+    };
+    let ((first_occupied, first_free), (second_occupied, second_free)) = (room(first), room(second));
+    let has_room = |occupied: u64| occupied < SLOTS as u64;
+    if has_room(first_occupied)
+        && (first_occupied < PRIMARY_FILL || first_occupied <= second_occupied || !has_room(second_occupied))
+    {
+        return one * SLOTS as u32 + first_free as u32;
+    }
+    if has_room(second_occupied) {
+        return two * SLOTS as u32 + second_free as u32;
+    }
+    NO_SLOT
+}
+
+/// How many slots are occupied, and the first that is not.
+#[inline(always)]
+fn room(bucket: *mut Bucket) -> (u64, u64) {
+    let words = bucket.cast::<u64>();
+    let (mut occupied, mut free) = (SLOTS as u64, 0);
+    let mut slot = SLOTS;
+    while slot > 0 {
+        slot -= 1;
+        // SAFETY: a word of a live map element.
+        let meta = unsafe { word::read(words.add(slot * 2 + 1)) };
+        let is_free = word::is_negative((meta & 0x00ff_0000).wrapping_sub(1));
+        occupied -= is_free;
+        free ^= (free ^ slot as u64) & 0_u64.wrapping_sub(is_free);
+    }
+    (occupied, free)
+}
+
+/// The number of the slot that a newcomer of class `class` may take from another connection.
+///
+/// Expired ones first, then by class, oldest first. Straight-line, as [`free_slot`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn victim(buckets: u64, class: u32) -> u32 {
+    let (one, two) = (buckets as u32, (buckets >> 32) as u32);
+    let (Some(first), Some(second)) = (maps::CONNECTIONS.get_ptr_mut(one), maps::CONNECTIONS.get_ptr_mut(two)) else {
+        return NO_SLOT;
+    };
+    let now = u64::from(clock::tick());
+    let best = weakest(first, 0, now, u64::MAX >> 1);
+    let best = weakest(second, SLOTS as u64, now, best);
+    if best >> RANK_CLASS > u64::from(highest_class(class as u8)) {
+        return NO_SLOT;
+    }
+    let bucket = if best & SLOTS as u64 == 0 { one } else { two };
+    bucket * SLOTS as u32 + (best & 7) as u32
+}
+
+/// A rank has the class from this bit on, below it 65,535 less the age, and in the low four bits the slot.
+const RANK_CLASS: u64 = 20;
+
+/// The highest class that a newcomer of `class` may displace: never established connections that are in use, but always
+/// those that are closing.
+#[inline(always)]
+fn highest_class(class: u8) -> u8 {
+    class.clamp(3, 4)
+}
+
+/// The smallest rank of a bucket's slots and `best`.
+#[inline(always)]
+fn weakest(bucket: *mut Bucket, offset: u64, now: u64, best: u64) -> u64 {
+    let words = bucket.cast::<u64>();
+    let mut best = best;
+    let mut slot = 0;
+    while slot < SLOTS {
+        // SAFETY: a word of a live map element.
+        let meta = unsafe { word::read(words.add(slot * 2 + 1)) };
+        let rank = rank(meta, now) | offset | slot as u64;
+        let less = rank.wrapping_sub(best);
+        best = best.wrapping_add(less & word::negative_mask(less));
+        slot += 1;
+    }
+    best
+}
+
+#[inline(always)]
+fn rank(meta: u64, now: u64) -> u64 {
+    let state = meta >> 16 & 0xff;
+    let age = now.wrapping_sub(meta >> 32) & 0xffff;
+    // A tick that is ahead of ours is no age.
+    let age = age & !word::negative_mask(u64::from(AGE_MAX).wrapping_sub(age));
+    let limit = u64::from(timeout(state as u8));
+    let is_expired = word::negative_mask(limit.wrapping_sub(age));
+    let class = state >> 4;
+    let class = class ^ ((class ^ 1) & is_expired);
+    class << RANK_CLASS | (0xffff - age) << 4
+}
+
+/// Takes slot `number`, free or of a class up to `highest`, for a newcomer; false where another CPU was quicker.
+#[inline(always)]
+fn claim(number: u32, highest: u8, key: u64, meta: Meta, client: [u64; 2], ports: u64) -> bool {
+    let bucket = number / SLOTS as u32;
+    let lane = word::lane(number.into());
+    let Some(slots) = maps::CONNECTIONS.get_ptr_mut(bucket) else { return false };
+    // SAFETY: a slot of a live map element.
+    let (first, second) = unsafe {
+        let first = (slots as *mut u64).add(lane * 2);
+        (first, first.add(1))
+    };
+    // SAFETY: as above.
+    let old = Meta(unsafe { word::read(second) });
+    let class = rank(old.0, clock::tick().into()) >> RANK_CLASS;
+    if old.state() != State::FREE && class > u64::from(highest) {
+        return false;
+    }
+    // SAFETY: as above.
+    if !unsafe { word::swap(second, old.0, Meta::LOCKED.0) } {
+        return false;
+    }
+    if old.state() != State::FREE {
+        displaced(old, class);
+    }
+    // SAFETY: as above; the slot is ours until its second word is written.
+    unsafe { word::write(first, key) };
+    if maps::WIDE_TUPLES.load() != 0
+        && let Some(tuples) = maps::TUPLES.get_ptr_mut(bucket)
+    {
+        let words = [client[0] as u32, (client[0] >> 32) as u32, client[1] as u32, (client[1] >> 32) as u32];
+        let tuple = Tuple {
+            client: Address::from_words(words),
+            client_port: Port::new(ports as u16),
+            vip_port: Port::new((ports >> 16) as u16),
+        };
+        // SAFETY: an element of a live map; only the holder of the slot writes it.
+        unsafe { word::write((tuples as *mut Tuple).add(lane), tuple) };
+    }
+    load::count_connection(meta.real_server().into(), State::FREE.into(), meta.state().into());
+    // SAFETY: as above.
+    unsafe { word::write(second, meta.0) };
+    true
+}
+
+/// Takes a displaced connection off its real server's counts, and says so in the counters.
+#[inline(always)]
+fn displaced(old: Meta, class: u64) {
+    load::count_connection(old.real_server().into(), old.state().into(), State::FREE.into());
+    match class {
+        0 | 1 => tally(|counters| counters.reclaimed += 1),
+        2 => tally(|counters| counters.evicted_half_open += 1),
+        3 => tally(|counters| counters.evicted_closing += 1),
+        _ => tally(|counters| counters.evicted_established += 1),
     }
 }

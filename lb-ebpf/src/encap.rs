@@ -1,9 +1,7 @@
 //! Encapsulation for `tun`: IPIP (RFC 2003) and IP6IP6 (RFC 2473).
 
-use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use aya_ebpf::programs::XdpContext;
-use lb_common::checksum;
 use lb_common::drop_reason::DropReason;
 use lb_common::real::RealServerEntry;
 
@@ -27,11 +25,8 @@ pub const fn overhead(is_ipv4: bool) -> u32 {
 }
 
 /// Puts the outer header before the packet; the Ethernet header is left for the caller to write.
-///
-/// Not inlined: the headers would lie on the stack of the whole pipeline.
-#[inline(never)]
-pub fn wrap(ctx: *mut xdp_md, packet: &Packet, real: &RealServerEntry) -> Result<(), DropReason> {
-    let ctx = &XdpContext::new(ctx);
+#[inline(always)]
+pub fn wrap(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry) -> Result<(), DropReason> {
     if packet.is_ipv4 { wrap_ipv4(ctx, packet, real) } else { wrap_ipv6(ctx, packet, real) }
 }
 
@@ -51,13 +46,7 @@ fn wrap_ipv4(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry) -> Resul
         source: real.tunnel_source.words()[3],
         destination: real.address.words()[3],
     };
-    outer.checksum = checksum::ipv4_header([
-        u32::from_ne_bytes([outer.version_ihl, outer.tos, low(outer.total_length), high(outer.total_length)]),
-        u32::from(outer.identification) | u32::from(outer.fragment) << 16,
-        u32::from_ne_bytes([outer.ttl, outer.protocol, 0, 0]),
-        outer.source,
-        outer.destination,
-    ]);
+    outer.checksum = outer.sum_of_header();
     grow(ctx, IPV4_LENGTH)?;
     packet::write(ctx, ETHERNET_LENGTH, outer).ok_or(DropReason::Malformed)
 }
@@ -86,14 +75,4 @@ fn grow(ctx: &XdpContext, bytes: usize) -> Result<(), DropReason> {
         0 => Ok(()),
         _ => Err(DropReason::NoHeadroom),
     }
-}
-
-#[inline(always)]
-const fn low(word: u16) -> u8 {
-    word.to_ne_bytes()[0]
-}
-
-#[inline(always)]
-const fn high(word: u16) -> u8 {
-    word.to_ne_bytes()[1]
 }

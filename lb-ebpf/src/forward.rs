@@ -1,17 +1,18 @@
 //! The way out: interface, Ethernet addresses and MTU of the next hop.
 //!
-//! User space keeps the way to each real server in `real_servers`; the kernel's routing table is asked only where it
-//! could not, and for replies to clients.
+//! User space keeps the way to each real server in `real_servers`, and `client_hops` remembers ways back to clients; the
+//! kernel's routing table is asked only where neither knows.
 
 use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, xdp_md};
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use aya_ebpf::programs::XdpContext;
-use lb_common::INTERFACES_LENGTH;
-use lb_common::connection::ConnectionEntry;
 use lb_common::drop_reason::DropReason;
 use lb_common::net::{Address, MacAddress};
-use lb_common::real::{NextHopState, RealServerEntry};
+use lb_common::real::{NextHop, NextHopState, RealServerEntry};
+use lb_common::service::ForwardingMethod;
+use lb_common::INTERFACES_LENGTH;
 
+use crate::encap;
 use crate::maps;
 use crate::packet::{self, Ethernet};
 use crate::parse::Packet;
@@ -21,59 +22,73 @@ use crate::verdict::Verdict;
 #[derive(Clone, Copy)]
 pub struct Egress {
     pub ifindex: u32,
+    /// Largest IP packet that goes this way.
+    pub mtu: u32,
     pub destination: MacAddress,
     pub source: MacAddress,
 }
 
 impl Egress {
-    const NOWHERE: Self = Self { ifindex: 0, destination: MacAddress::ZERO, source: MacAddress::ZERO };
+    const NOWHERE: Self = Self { ifindex: 0, mtu: 0, destination: MacAddress::ZERO, source: MacAddress::ZERO };
 }
 
-/// The way to `real` for an IP packet of `length` bytes, encapsulation included, from address `source`.
-///
-/// Not inlined, like its neighbours, to spare the caller's stack.
-#[inline(never)]
-pub fn to_real_server(
-    ctx: *mut xdp_md,
-    real: &RealServerEntry,
-    source: &Address,
-    length: u32,
-) -> Result<Egress, DropReason> {
+/// Where a packet goes next.
+#[derive(Clone, Copy)]
+pub enum Way {
+    /// Out of an interface.
+    Out(Egress),
+    /// Up to this host, which is the real server itself.
+    Up,
+}
+
+/// The way to `real` for a packet that is forwarded by its method.
+#[inline(always)]
+pub fn to_real_server(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry) -> Result<Way, DropReason> {
+    let (source, length) = match real.forwarding {
+        ForwardingMethod::Nat | ForwardingMethod::Dr => (&packet.source, packet.length),
+        // Without a route, user space knows no address of ours that the outer header could carry.
+        ForwardingMethod::Tun if real.tunnel_source.halves() == [0; 2] => return Err(DropReason::NoRoute),
+        ForwardingMethod::Tun => (&real.tunnel_source, packet.length + encap::overhead(packet.is_ipv4)),
+    };
     let hop = &real.next_hop;
-    let egress = match hop.state {
-        NextHopState::Resolved if length > hop.mtu => return Err(DropReason::PacketTooBig),
-        NextHopState::Resolved => Egress { ifindex: hop.ifindex, destination: hop.destination, source: hop.source },
-        NextHopState::Unusable => return Err(DropReason::NoRoute),
+    match hop.state {
+        NextHopState::Resolved if length > hop.mtu => Err(DropReason::PacketTooBig),
+        NextHopState::Resolved => Ok(Way::Out(known(hop))),
         NextHopState::Unresolved => {
             let mut egress = Egress::NOWHERE;
-            match route(ctx, source, &real.address, length, &mut egress) {
-                answer::SUCCESS => egress,
-                answer::FRAGMENTATION_NEEDED => return Err(DropReason::PacketTooBig),
-                answer::NO_NEIGHBOUR => return Err(DropReason::NoNeighbour),
-                answer::FORWARDING_DISABLED => return Err(DropReason::ForwardingDisabled),
-                _ => return Err(DropReason::NoRoute),
+            // A copy, because what a function of its own is given a pointer to would lie on the stack for every packet.
+            let source = *source;
+            match route(ctx.ctx, &source, &real.address, length, &mut egress) {
+                answer::SUCCESS if is_permitted(ctx.ctx, egress.ifindex) => Ok(Way::Out(egress)),
+                answer::SUCCESS => Err(DropReason::UnlistedInterface),
+                answer::FRAGMENTATION_NEEDED => Err(DropReason::PacketTooBig),
+                answer::NO_NEIGHBOUR => Err(DropReason::NoNeighbour),
+                answer::FORWARDING_DISABLED => Err(DropReason::ForwardingDisabled),
+                _ => Err(DropReason::NoRoute),
             }
         }
-    };
-    permitted(ctx, egress)
+        NextHopState::Unusable => Err(DropReason::NoRoute),
+        NextHopState::Unlisted => Err(DropReason::UnlistedInterface),
+        NextHopState::Local => Ok(Way::Up),
+    }
 }
 
-/// The way to the client of a `nat` reply: by the routing table, else back to where its packets came from.
-#[inline(never)]
-pub fn to_client(ctx: *mut xdp_md, packet: &Packet, entry: &ConnectionEntry) -> Result<Egress, DropReason> {
+#[inline(always)]
+fn known(hop: &NextHop) -> Egress {
+    Egress { ifindex: hop.ifindex, mtu: hop.mtu, destination: hop.destination, source: hop.source }
+}
+
+/// The way to a client by the routing table; `None` where that knows no next hop.
+#[inline(always)]
+pub fn by_route(ctx: *mut xdp_md, vip: &Address, packet: &Packet) -> Result<Option<Egress>, DropReason> {
     let mut egress = Egress::NOWHERE;
-    match route(ctx, &entry.vip, &packet.flow.destination, packet.length, &mut egress) {
-        answer::SUCCESS => {
-            if let Ok(egress) = permitted(ctx, egress) {
-                return Ok(egress);
-            }
-        }
-        answer::FRAGMENTATION_NEEDED => return Err(DropReason::PacketTooBig),
-        answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => return Err(DropReason::NoRoute),
-        _ => {} // local, no route, no neighbour, forwarding off
+    let (source, destination) = (*vip, packet.destination);
+    match route(ctx, &source, &destination, packet.length, &mut egress) {
+        answer::SUCCESS => Ok(is_permitted(ctx, egress.ifindex).then_some(egress)),
+        answer::FRAGMENTATION_NEEDED => Err(DropReason::PacketTooBig),
+        answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => Err(DropReason::NoRoute),
+        _ => Ok(None), // local, no route, no neighbour, forwarding off
     }
-    let back = Egress { ifindex: entry.client_ifindex, destination: entry.client_mac, source: entry.director_mac };
-    permitted(ctx, back)
 }
 
 /// Writes the Ethernet header for `egress` and sends the frame there.
@@ -90,15 +105,12 @@ pub fn send(ctx: &XdpContext, egress: &Egress, ethertype: u16) -> Result<Verdict
 /// Redirects only to interfaces that have the program: a driver is only sure to take redirected frames then, and one that
 /// does not take them drops them where nobody counts.
 #[inline(always)]
-fn permitted(ctx: *mut xdp_md, egress: Egress) -> Result<Egress, DropReason> {
+pub fn is_permitted(ctx: *mut xdp_md, ifindex: u32) -> bool {
     // SAFETY: the context is valid for as long as the program runs.
-    if egress.ifindex == unsafe { (*ctx).ingress_ifindex } {
-        return Ok(egress);
+    if ifindex == unsafe { (*ctx).ingress_ifindex } {
+        return true;
     }
-    match maps::INTERFACES.get(egress.ifindex % INTERFACES_LENGTH) {
-        Some(interface) if interface.ifindex == egress.ifindex => Ok(egress),
-        _ => Err(DropReason::UnlistedInterface),
-    }
+    maps::INTERFACES.get(ifindex % INTERFACES_LENGTH).is_some_and(|interface| interface.ifindex == ifindex)
 }
 
 const AF_INET: u8 = 2;
@@ -138,5 +150,7 @@ fn route(ctx: *mut xdp_md, source: &Address, destination: &Address, length: u32,
     egress.ifindex = query.ifindex;
     egress.destination.octets = query.dmac;
     egress.source.octets = query.smac;
+    // SAFETY: on success the kernel has put the route's MTU in the place of the length (Linux 5.12).
+    egress.mtu = u32::from(unsafe { query.__bindgen_anon_1.mtu_result });
     answer
 }

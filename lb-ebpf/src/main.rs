@@ -4,21 +4,28 @@
 
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![expect(internal_features, reason = "core::sync::atomic has no fetch_add on bpfel")]
 
+mod clock;
 mod conntrack;
 mod decap;
 mod encap;
 mod forward;
+mod load;
 mod maps;
 mod packet;
 mod parse;
 mod pipeline;
+mod reject;
+mod replies;
 mod rewrite;
 mod schedule;
 mod service;
+mod tcp;
+mod template;
 mod verdict;
+mod word;
 
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;

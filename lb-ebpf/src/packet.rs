@@ -3,6 +3,7 @@
 //! Header fields of more than one byte are left in network order; their types and users say so.
 
 use aya_ebpf::programs::XdpContext;
+use lb_common::checksum;
 use lb_common::net::MacAddress;
 
 /// Bytes of an Ethernet header without VLAN tag.
@@ -63,6 +64,80 @@ pub struct Ports {
     pub destination: u16,
 }
 
+/// A TCP header without options (RFC 9293 §3.1); network order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Tcp {
+    pub source: u16,
+    pub destination: u16,
+    pub sequence: u32,
+    pub acknowledgment: u32,
+    /// Data offset in the first octet, flags in the second.
+    pub offset_flags: u16,
+    pub window: u16,
+    pub checksum: u16,
+    pub urgent: u16,
+}
+
+/// The first eight bytes of an ICMP or ICMPv6 error (RFC 792, RFC 4443).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Icmp {
+    pub kind: u8,
+    pub code: u8,
+    pub checksum: u16,
+    /// Unused in most errors.
+    pub rest: u32,
+}
+
+impl Ethernet {
+    /// The header of an answer to this frame.
+    #[inline(always)]
+    pub fn turned(&self) -> Self {
+        Self { destination: self.source, source: self.destination, ethertype: self.ethertype }
+    }
+}
+
+impl Ipv4 {
+    /// The checksum of this header, whose own field is zero.
+    #[inline(always)]
+    pub fn sum_of_header(&self) -> u16 {
+        let [low, high] = self.total_length.to_ne_bytes();
+        checksum::ipv4_header([
+            u32::from_ne_bytes([self.version_ihl, self.tos, low, high]),
+            u32::from(self.identification) | u32::from(self.fragment) << 16,
+            u32::from_ne_bytes([self.ttl, self.protocol, 0, 0]),
+            self.source,
+            self.destination,
+        ])
+    }
+}
+
+impl Tcp {
+    /// The sum of this header's words.
+    #[inline(always)]
+    pub fn sum(&self) -> u64 {
+        u64::from(self.source)
+            + u64::from(self.destination)
+            + u64::from(self.sequence)
+            + u64::from(self.acknowledgment)
+            + u64::from(self.offset_flags)
+            + u64::from(self.window)
+            + u64::from(self.checksum)
+            + u64::from(self.urgent)
+    }
+}
+
+impl Icmp {
+    /// The sum of these bytes' words.
+    #[inline(always)]
+    pub fn sum(&self) -> u64 {
+        u64::from(u16::from_ne_bytes([self.kind, self.code])) + u64::from(self.checksum) + u64::from(self.rest)
+    }
+}
+
+const _: () = assert!(size_of::<Tcp>() == 20);
+const _: () = assert!(size_of::<Icmp>() == 8);
 const _: () = assert!(size_of::<Ethernet>() == ETHERNET_LENGTH);
 const _: () = assert!(size_of::<Ipv4>() == IPV4_LENGTH);
 const _: () = assert!(size_of::<Ipv6>() == IPV6_LENGTH);

@@ -4,9 +4,8 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use lb_common::connection::FlowKey;
 use lb_common::drop_reason::DropReason;
-use lb_common::net::{Address, MacAddress, Port, Protocol};
+use lb_common::net::{Address, Port, Protocol};
 
 use crate::maps;
 use crate::packet::{self, ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV6_LENGTH, Ipv4, Ipv6, Ports};
@@ -30,10 +29,16 @@ pub enum Obstacle {
 /// A TCP or UDP packet addressed to one of our interfaces.
 #[derive(Clone, Copy)]
 pub struct Packet {
-    /// The five-tuple.
-    pub flow: FlowKey,
-    /// The Ethernet header.
-    pub ethernet: Ethernet,
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port.
+    pub source_port: Port,
+    /// Destination port.
+    pub destination_port: Port,
+    /// Transport protocol.
+    pub protocol: Protocol,
     /// IPv4, else IPv6.
     pub is_ipv4: bool,
     /// Offset of the transport header in the frame; at most 74.
@@ -46,37 +51,23 @@ pub struct Packet {
     pub obstacle: Obstacle,
 }
 
-impl Packet {
-    /// What [`packet`] fills in.
-    pub const EMPTY: Self = Self {
-        flow: FlowKey {
-            source: Address::UNSPECIFIED,
-            destination: Address::UNSPECIFIED,
-            source_port: Port::new(0),
-            destination_port: Port::new(0),
-            protocol: Protocol::Tcp,
-        },
-        ethernet: Ethernet { destination: MacAddress::ZERO, source: MacAddress::ZERO, ethertype: 0 },
-        is_ipv4: false,
-        transport: 0,
-        length: 0,
-        ttl: 0,
-        obstacle: Obstacle::None,
-    };
+/// An IP version that frames to us carry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    Ipv4,
+    Ipv6,
 }
 
-/// Reads the packet into `packet`; `None` for what is not TCP or UDP to this host's Ethernet address.
-///
-/// In place, because a returned copy would take twice its size of the 512 bytes of stack.
+/// The IP version of a frame to this host's Ethernet address; `None` for other frames.
 #[inline(always)]
-pub fn packet(ctx: &XdpContext, packet: &mut Packet) -> Option<()> {
-    packet.ethernet = packet::read::<Ethernet>(ctx, 0)?;
-    if !is_for_us(ctx, &packet.ethernet) {
+pub fn version(ctx: &XdpContext) -> Option<Version> {
+    let ethernet = packet::read::<Ethernet>(ctx, 0)?;
+    if !is_for_us(ctx, &ethernet) {
         return None;
     }
-    match packet.ethernet.ethertype {
-        ETHERTYPE_IPV4 => ipv4(ctx, packet),
-        ETHERTYPE_IPV6 => ipv6(ctx, packet),
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => Some(Version::Ipv4),
+        ETHERTYPE_IPV6 => Some(Version::Ipv6),
         _ => None,
     }
 }
@@ -89,7 +80,7 @@ pub fn validate(ctx: &XdpContext, packet: &Packet) -> Result<(), DropReason> {
         Obstacle::Fragment => return Err(DropReason::Fragment),
         Obstacle::ExtensionHeader => return Err(DropReason::ExtensionHeader),
     }
-    let header: u64 = match packet.flow.protocol {
+    let header: u64 = match packet.protocol {
         Protocol::Tcp => 20,
         Protocol::Udp => 8,
     };
@@ -106,7 +97,7 @@ pub fn validate(ctx: &XdpContext, packet: &Packet) -> Result<(), DropReason> {
 /// The flags of a TCP segment; zero for UDP.
 #[inline(always)]
 pub fn tcp_flags(ctx: &XdpContext, packet: &Packet) -> Result<u8, DropReason> {
-    match packet.flow.protocol {
+    match packet.protocol {
         Protocol::Tcp => packet::read::<u8>(ctx, packet.transport + 13).ok_or(DropReason::Malformed),
         Protocol::Udp => Ok(0),
     }
@@ -120,8 +111,9 @@ fn is_for_us(ctx: &XdpContext, ethernet: &Ethernet) -> bool {
     interface.ifindex == ifindex && interface.mac.octets == ethernet.destination.octets
 }
 
+/// Reads an IPv4 packet; `None` for what is not TCP or UDP with ports.
 #[inline(always)]
-fn ipv4(ctx: &XdpContext, packet: &mut Packet) -> Option<()> {
+pub fn ipv4(ctx: &XdpContext) -> Option<Packet> {
     let header = packet::read::<Ipv4>(ctx, ETHERNET_LENGTH)?;
     let header_length = usize::from(header.version_ihl & 0x0f) * 4;
     if header.version_ihl >> 4 != 4 || header_length < packet::IPV4_LENGTH {
@@ -134,21 +126,23 @@ fn ipv4(ctx: &XdpContext, packet: &mut Packet) -> Option<()> {
     let protocol = Protocol::from_number(header.protocol)?;
     let transport = ETHERNET_LENGTH + header_length;
     let ports = packet::read::<Ports>(ctx, transport)?;
-    packet.flow.source = Address::from_ipv4_word(header.source);
-    packet.flow.destination = Address::from_ipv4_word(header.destination);
-    packet.flow.source_port = Port::from_wire(ports.source);
-    packet.flow.destination_port = Port::from_wire(ports.destination);
-    packet.flow.protocol = protocol;
-    packet.is_ipv4 = true;
-    packet.transport = transport;
-    packet.length = u32::from(u16::from_be(header.total_length));
-    packet.ttl = header.ttl;
-    packet.obstacle = if fragment & 0x2000 != 0 { Obstacle::Fragment } else { Obstacle::None };
-    Some(())
+    Some(Packet {
+        source: Address::from_ipv4_word(header.source),
+        destination: Address::from_ipv4_word(header.destination),
+        source_port: Port::from_wire(ports.source),
+        destination_port: Port::from_wire(ports.destination),
+        protocol,
+        is_ipv4: true,
+        transport,
+        length: u32::from(u16::from_be(header.total_length)),
+        ttl: header.ttl,
+        obstacle: if fragment & 0x2000 != 0 { Obstacle::Fragment } else { Obstacle::None },
+    })
 }
 
+/// Reads an IPv6 packet; `None` for what is not TCP or UDP with ports.
 #[inline(always)]
-fn ipv6(ctx: &XdpContext, packet: &mut Packet) -> Option<()> {
+pub fn ipv6(ctx: &XdpContext) -> Option<Packet> {
     let header = packet::read::<Ipv6>(ctx, ETHERNET_LENGTH)?;
     if u32::from_be(header.version_class_label) >> 28 != 6 {
         return None;
@@ -166,17 +160,18 @@ fn ipv6(ctx: &XdpContext, packet: &mut Packet) -> Option<()> {
         }
         None => return None,
     };
-    packet.flow.source = source;
-    packet.flow.destination = destination;
-    packet.flow.source_port = Port::from_wire(ports.source);
-    packet.flow.destination_port = Port::from_wire(ports.destination);
-    packet.flow.protocol = protocol;
-    packet.is_ipv4 = false;
-    packet.transport = transport;
-    packet.length = IPV6_LENGTH as u32 + u32::from(u16::from_be(header.payload_length));
-    packet.ttl = header.hop_limit;
-    packet.obstacle = obstacle;
-    Some(())
+    Some(Packet {
+        source,
+        destination,
+        source_port: Port::from_wire(ports.source),
+        destination_port: Port::from_wire(ports.destination),
+        protocol,
+        is_ipv4: false,
+        transport,
+        length: IPV6_LENGTH as u32 + u32::from(u16::from_be(header.payload_length)),
+        ttl: header.hop_limit,
+        obstacle,
+    })
 }
 
 const HOP_BY_HOP: u8 = 0;

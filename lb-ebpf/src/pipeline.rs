@@ -1,266 +1,381 @@
 //! The stages of a packet in order: parse, virtual server, connection, scheduler, way out, rewrite.
 //!
-//! What belongs to no virtual server passes untouched. What does is sent on or dropped with a reason; it never goes up to
-//! the host, whose stack would answer it with a reset.
+//! What belongs to no virtual server passes untouched. What does is sent on or dropped with a reason; it goes up to the host
+//! only where the host is the real server.
 
-use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::info;
-use lb_common::connection::{ConnectionEntry, ConnectionState, Direction, FlowKey};
+use lb_common::checksum::Delta;
+use lb_common::connection::{Meta, State};
 use lb_common::counters::Counters;
 use lb_common::drop_reason::DropReason;
 use lb_common::net::Protocol;
-use lb_common::real::RealServerEntry;
-use lb_common::service::{ForwardingMethod, VirtualServerEntry};
+use lb_common::real::{RealServerEntry, real_flag};
+use lb_common::service::{ForwardingMethod, Lookups, NONE, VirtualServerEntry, service_flag};
 
-use crate::conntrack::{self, Connection};
-use crate::encap;
-use crate::forward::{self, Egress};
-use crate::maps;
-use crate::parse::{self, Packet, tcp_flag};
-use crate::rewrite::{self, End};
-use crate::schedule::{self, Choice};
-use crate::service;
-use crate::verdict::Verdict;
+use crate::conntrack::{self, Lookup};
+use crate::forward::{self, Egress, Way};
+use crate::packet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet};
+use crate::parse::{self, Packet, Version};
+use crate::replies;
+use crate::rewrite::{self, End, Translation};
+use crate::service::{self, Hit};
+use crate::tcp::{self, Sender};
+use crate::verdict::{Stop, Verdict};
+use crate::{clock, encap, maps, schedule, template, word};
 
 /// Decides what becomes of the packet, and prepares it for that.
+///
+/// Everything below is compiled twice, once for each IP version: what the other has need not be asked then.
 #[inline(always)]
-pub fn run(ctx: &XdpContext) -> Result<Verdict, DropReason> {
-    let mut packet = Packet::EMPTY;
-    let Some(()) = parse::packet(ctx, &mut packet) else { return Ok(Verdict::Pass) };
-    if let Some(service) = service::lookup(&packet.flow) {
-        return request(ctx, &packet, service);
+pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
+    match parse::version(ctx) {
+        Some(Version::Ipv4) => parse::ipv4(ctx).map_or(Ok(Verdict::Pass), |packet| serve(ctx, &packet)),
+        Some(Version::Ipv6) => parse::ipv6(ctx).map_or(Ok(Verdict::Pass), |packet| serve(ctx, &packet)),
+        None => Ok(Verdict::Pass),
+    }
+}
+
+#[inline(always)]
+fn serve(ctx: &XdpContext, packet: &Packet) -> Result<Verdict, Stop> {
+    let Some(lookups) = service::lookups() else { return Ok(Verdict::Pass) };
+    if let Some(hit) = service::find(packet, lookups) {
+        return request(ctx, packet, hit, lookups);
     }
     if maps::NAT_REPLIES.load() != 0
-        && let Some(connection) = conntrack::lookup(&packet.flow, Direction::Reply)
+        && let Some(first) = service::find_source(packet, lookups)
     {
-        return reply(ctx, &packet, connection);
+        return reply(ctx, packet, first, lookups);
     }
     Ok(Verdict::Pass)
 }
 
+/// A real server for the packet.
+#[derive(Clone, Copy)]
+struct Choice {
+    index: u32,
+    real: &'static RealServerEntry,
+    newcomer: Newcomer,
+}
+
+/// What the packet of a connection without a slot begins.
+#[derive(Clone, Copy)]
+struct Newcomer {
+    /// The state that its connection is entered with; [`State::FREE`]: it is not.
+    state: u8,
+    /// Whether it counts as a connection.
+    counts: bool,
+    /// Whether the client gets a persistence template.
+    template: bool,
+}
+
+impl Newcomer {
+    /// The connection has a slot.
+    const NONE: Self = Self { state: State::FREE, counts: false, template: false };
+}
+
 /// A packet of a client to a virtual server.
 #[inline(always)]
-fn request(ctx: &XdpContext, packet: &Packet, service: &VirtualServerEntry) -> Result<Verdict, DropReason> {
+fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
     parse::validate(ctx, packet)?;
     let flags = parse::tcp_flags(ctx, packet)?;
-    let known = known_real_server(packet, service, flags);
-    let (Choice { index, real }, entries) = match known {
-        Some(known) => known,
-        None if packet.flow.protocol == Protocol::Tcp && !is_opening(flags) => return Err(DropReason::NoConnection),
-        None => {
-            let state = conntrack::first_state(packet.flow.protocol);
-            (schedule::choose(service)?, Entries::Missing(state))
-        }
+    let key = replies::request_key(packet, hit);
+    let choice = match known(packet, hit, key, flags) {
+        Known::Is(choice) => choice,
+        Known::Not { locked } => open(packet, hit, key, flags, locked)?,
     };
-    let egress = match real.forwarding {
-        ForwardingMethod::Nat | ForwardingMethod::Dr => {
-            forward::to_real_server(ctx.ctx, real, &packet.flow.source, packet.length)?
-        }
-        // Without a route, user space knows no address of ours that the outer header could carry.
-        ForwardingMethod::Tun if real.tunnel_source.words() == [0; 4] => return Err(DropReason::NoRoute),
-        ForwardingMethod::Tun => {
-            let length = packet.length + encap::overhead(packet.is_ipv4);
-            forward::to_real_server(ctx.ctx, real, &real.tunnel_source, length)?
-        }
-    };
-    if let Entries::Missing(state) = entries {
-        remember(ctx.ctx, packet, index, real, state)?;
+    let mut way = forward::to_real_server(ctx, packet, choice.real)?;
+    let mut choice = choice;
+    if choice.newcomer.template {
+        let [a, b] = packet.source.halves();
+        template::enter_template(hit.index, a, b, choice.index);
     }
-    log(ctx, packet, index);
-    let verdict = deliver(ctx, packet, real, &egress)?;
+    if choice.newcomer.state != State::FREE
+        && let Err(stop) = enter(ctx, packet, hit, key, &choice, lookups)
+    {
+        // Without a slot a reply would not find its way back; else the client keeps to the server that its key names.
+        let (index, real) = stateless(hit, key).filter(|_| stop == DropReason::TableFull).ok_or(stop)?;
+        (choice.index, choice.real) = (index, real);
+        way = forward::to_real_server(ctx, packet, real)?;
+    }
+    log(ctx, packet, choice.index);
+    let verdict = match way {
+        Way::Out(egress) => deliver(ctx, packet, choice.real, &egress)?,
+        Way::Up => Verdict::Pass,
+    };
     let length = u64::from(packet.length);
-    count(service.index, index, |counters| {
-        counters.connections += u64::from(known.is_none());
+    let is_new = choice.newcomer.counts;
+    count(hit.index, choice.index, |counters| {
+        counters.connections += u64::from(is_new);
         counters.packets_in += 1;
         counters.bytes_in += length;
     });
     Ok(verdict)
 }
 
+/// Whether the packet's connection is known.
+enum Known {
+    Is(Choice),
+    Not {
+        /// Its slot is being rewritten: nothing may be entered.
+        locked: bool,
+    },
+}
+
+/// The real server of the packet's connection, unless there is none or the packet opens a new one; notes the packet.
+#[inline(always)]
+fn known(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Known {
+    const MISSING: Known = Known::Not { locked: false };
+    if hit.flags & service_flag::ONE_PACKET != 0 {
+        return MISSING;
+    }
+    let (place, meta) = match conntrack::find(key, false) {
+        Lookup::Found(place, meta) => (place, meta),
+        Lookup::Missing => return MISSING,
+        Lookup::Locked => return Known::Not { locked: true },
+    };
+    let index = u32::from(meta.real_server());
+    let Some(real) = maps::REAL_SERVERS.get(index) else { return MISSING };
+    let state = meta.state();
+    let next = match packet.protocol {
+        Protocol::Tcp => tcp::after(state, flags, Sender::Client),
+        Protocol::Udp => State::UDP,
+    };
+    let is_void = real.generation as u8 != meta.generation()
+        || real.virtual_server != hit.index
+        || (real.flags & real_flag::REMOVED != 0 && packet.protocol == Protocol::Udp)
+        || (tcp::is_opening(flags) && State::is_closing(state));
+    let is_kept = !is_void && if next == state { place.touch(meta) } else { is_fresh(meta) };
+    if !is_kept {
+        place.free(meta);
+        return MISSING;
+    }
+    if next != state {
+        place.advance(meta, next);
+        if hit.flags & service_flag::PERSISTENT != 0 {
+            let [a, b] = packet.source.halves();
+            template::confirm_template(hit.index, a, b);
+        }
+    }
+    Known::Is(Choice { index, real, newcomer: Newcomer::NONE })
+}
+
+#[inline(always)]
+fn is_fresh(meta: Meta) -> bool {
+    lb_common::connection::age(meta.last_seen(), clock::tick()) <= conntrack::timeout(meta.state())
+}
+
+/// The real server for a packet of an unknown connection.
+#[inline(always)]
+fn open(packet: &Packet, hit: Hit, key: u64, flags: u8, locked: bool) -> Result<Choice, Stop> {
+    let service = service::by_index(hit.index).ok_or(DropReason::NoRealServer)?;
+    let mut newcomer = Newcomer { state: State::FREE, counts: true, template: false };
+    let mut is_stateless = locked;
+    match packet.protocol {
+        Protocol::Udp if hit.flags & service_flag::ONE_PACKET != 0 => {}
+        Protocol::Udp => newcomer.state = State::UDP_NEW,
+        Protocol::Tcp if tcp::is_opening(flags) => newcomer.state = State::OPENING,
+        Protocol::Tcp => match midstream(service, key, flags) {
+            Midstream::Schedule(state) => {
+                newcomer.state = state;
+                newcomer.counts = state != State::FREE;
+            }
+            Midstream::Stateless => {
+                is_stateless = true;
+                newcomer.counts = false;
+            }
+            Midstream::Refuse if locked => newcomer.counts = false,
+            Midstream::Refuse => return Err(Stop::by(service.unknown_connection, DropReason::NoConnection)),
+        },
+    }
+    if is_stateless {
+        newcomer.state = State::FREE;
+        let refusal = Stop::by(service.unknown_connection, DropReason::NoConnection);
+        let (index, real) = stateless(hit, key).ok_or(refusal)?;
+        return Ok(Choice { index, real, newcomer });
+    }
+    let index = scheduled(packet, hit, service, &mut newcomer);
+    let refusal = Stop::by(service.no_real_server, DropReason::NoRealServer);
+    let real = real_server(index, hit).ok_or(refusal)?;
+    Ok(Choice { index, real, newcomer })
+}
+
+/// What becomes of a TCP segment that opens nothing and whose connection is unknown.
+enum Midstream {
+    /// It is scheduled, and entered with this state.
+    Schedule(u8),
+    /// It goes where its SYN went when that found no slot.
+    Stateless,
+    Refuse,
+}
+
+#[inline(always)]
+fn midstream(service: &VirtualServerEntry, key: u64, flags: u8) -> Midstream {
+    let is_hash = service.scheduler.is_hash();
+    if is_hash || service.flags & service_flag::SLOPPY_TCP != 0 {
+        return match tcp::is_under_way(flags) {
+            true => Midstream::Schedule(State::SETTLING),
+            false if is_hash => Midstream::Schedule(State::FREE),
+            false => Midstream::Refuse,
+        };
+    }
+    if conntrack::is_crowded(key) { Midstream::Stateless } else { Midstream::Refuse }
+}
+
+/// The index of the real server that template, scheduler or sorry server gives; [`NONE`] without any.
+#[inline(always)]
+fn scheduled(packet: &Packet, hit: Hit, service: &VirtualServerEntry, newcomer: &mut Newcomer) -> u32 {
+    let [a, b] = packet.source.halves();
+    let is_persistent = hit.flags & service_flag::PERSISTENT != 0;
+    if is_persistent {
+        let known = template::template_server(hit.index, a, b);
+        if known != NONE {
+            return known;
+        }
+    }
+    let chosen = schedule::choose_server(hit.index, a, b, packet.source_port.number().into());
+    if chosen == NONE {
+        // SAFETY: a word of a live map element.
+        return unsafe { word::read(&raw const service.sorry_server) };
+    }
+    newcomer.template = is_persistent;
+    chosen
+}
+
+/// The real server at `index`, if it is the virtual server's.
+#[inline(always)]
+fn real_server(index: u32, hit: Hit) -> Option<&'static RealServerEntry> {
+    let real = maps::REAL_SERVERS.get(index)?;
+    (real.generation != 0 && real.virtual_server == hit.index).then_some(real)
+}
+
+/// The real server for a packet whose connection has no slot; none behind `nat`, where the reply would be lost.
+#[inline(always)]
+fn stateless(hit: Hit, key: u64) -> Option<(u32, &'static RealServerEntry)> {
+    let index = schedule::stateless_server(hit.index, key);
+    let real = real_server(index, hit)?;
+    match real.forwarding {
+        ForwardingMethod::Nat => None,
+        ForwardingMethod::Dr | ForwardingMethod::Tun => Some((index, real)),
+    }
+}
+
+/// Gives a new connection its slot.
+#[inline(always)]
+fn enter(
+    ctx: &XdpContext,
+    packet: &Packet,
+    hit: Hit,
+    key: u64,
+    choice: &Choice,
+    lookups: &Lookups,
+) -> Result<(), DropReason> {
+    let Choice { index, real, newcomer } = choice;
+    let mut hop = 0;
+    match real.forwarding {
+        ForwardingMethod::Nat => {
+            if replies::is_taken(packet, *index, real, lookups) {
+                return Err(DropReason::TupleInUse);
+            }
+            let ethernet = packet::read::<Ethernet>(ctx, 0).ok_or(DropReason::Malformed)?;
+            hop = replies::learn_arrival(ctx.ctx, ethernet.source, ethernet.destination);
+        }
+        ForwardingMethod::Dr | ForwardingMethod::Tun => {}
+    }
+    let _ = hit;
+    let meta = Meta::new(*index as u16, newcomer.state, real.generation as u8, clock::tick(), hop);
+    let [a, b] = packet.source.halves();
+    match conntrack::enter_connection(key, meta.0, a, b, replies::ports_of(packet)) {
+        conntrack::entry::ENTERED => Ok(()),
+        _ => Err(DropReason::TableFull),
+    }
+}
+
 /// Rewrites or wraps the packet for `real` and sends it.
 #[inline(always)]
-fn deliver(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry, egress: &Egress) -> Result<Verdict, DropReason> {
+fn deliver(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry, egress: &Egress) -> Result<Verdict, Stop> {
     match real.forwarding {
-        ForwardingMethod::Nat => rewrite::translate(ctx, packet, End::Destination, real.address, real.port)?,
+        ForwardingMethod::Nat => {
+            let port = if real.port.number() == 0 { packet.destination_port } else { real.port };
+            let to = Translation {
+                end: End::Destination,
+                address: real.address,
+                port,
+                addresses: Delta::from_folded(real.address_delta),
+                transport: Delta::from_folded(real.transport_delta),
+            };
+            rewrite::translate(ctx, packet, &to)?;
+        }
         ForwardingMethod::Dr => rewrite::decrement_ttl(ctx, packet)?,
         ForwardingMethod::Tun => {
             rewrite::decrement_ttl(ctx, packet)?;
-            encap::wrap(ctx.ctx, packet, real)?;
+            encap::wrap(ctx, packet, real)?;
         }
     }
-    forward::send(ctx, egress, packet.ethernet.ethertype)
+    Ok(forward::send(ctx, egress, ethertype(packet))?)
+}
+
+#[inline(always)]
+fn ethertype(packet: &Packet) -> u16 {
+    if packet.is_ipv4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 }
 }
 
 /// A packet of a real server to a client, on its way back through the director.
 #[inline(always)]
-fn reply(ctx: &XdpContext, packet: &Packet, connection: Connection) -> Result<Verdict, DropReason> {
+fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
+    let Some(answered) = replies::find(packet, first) else { return Ok(Verdict::Pass) };
     parse::validate(ctx, packet)?;
     let flags = parse::tcp_flags(ctx, packet)?;
-    let entry = connection.entry();
-    if is_accepting(flags) && conntrack::is_closing(entry) {
+    let replies::Answered { index, real, service, place, meta } = answered;
+    if tcp::is_accepting(flags) && State::is_closing(meta.state()) {
         // Our connection has ended, so this answers one that the client has opened to the real server itself, with a port
         // that it used before: leave it and what follows alone.
-        conntrack::remove(&packet.flow);
+        place.free(meta);
         return Ok(Verdict::Pass);
     }
-    let real = real_server_of(entry).ok_or(DropReason::NoConnection)?;
-    let egress = forward::to_client(ctx.ctx, packet, entry)?;
-    let moved_on = connection.touch(flags);
-    if moved_on || is_closing(flags) {
-        touch_request(packet, entry, flags);
+    // SAFETY: a word of a live map element.
+    let routes = unsafe { word::read(&raw const lookups.routes) };
+    let (egress, hop) = replies::way_back(ctx.ctx, packet, &answered, routes)?;
+    let next = match packet.protocol {
+        Protocol::Tcp => tcp::after(meta.state(), flags, Sender::Server),
+        Protocol::Udp => meta.state(),
+    };
+    if next == meta.state() {
+        place.touch(meta);
+    } else {
+        place.advance(meta, next);
     }
-    rewrite::translate(ctx, packet, End::Source, entry.vip, entry.vip_port)?;
-    let verdict = forward::send(ctx, &egress, packet.ethernet.ethertype)?;
+    if hop != meta.client_hop() {
+        place.set_client_hop(hop);
+    }
+    let to = Translation {
+        end: End::Source,
+        address: service.key.vip,
+        port: if real.port.number() == 0 { packet.source_port } else { service.key.port },
+        addresses: Delta::from_folded(real.address_delta).inverse(),
+        transport: Delta::from_folded(real.transport_delta).inverse(),
+    };
+    rewrite::translate(ctx, packet, &to)?;
+    let verdict = forward::send(ctx, &egress, ethertype(packet))?;
     let length = u64::from(packet.length);
-    count(real.virtual_server, entry.real_server, |counters| {
+    count(service.index, index, |counters| {
         counters.packets_out += 1;
         counters.bytes_out += length;
     });
     Ok(verdict)
 }
 
-/// Whether the table has all entries of a connection.
-#[derive(Clone, Copy)]
-enum Entries {
-    Complete,
-    /// Some must be made, in this state.
-    Missing(ConnectionState),
-}
-
-/// The real server of the packet's connection, unless the packet opens a new one.
+/// One line a packet that goes to a real server, where the packet log is on; the verifier removes it where it is off.
 #[inline(always)]
-fn known_real_server(packet: &Packet, service: &VirtualServerEntry, flags: u8) -> Option<(Choice, Entries)> {
-    let connection = conntrack::lookup(&packet.flow, Direction::Request)?;
-    let entry = connection.entry();
-    if is_opening(flags) && conntrack::is_closing(entry) {
-        return None;
-    }
-    let choice = schedule::recall(entry.real_server, service, entry.generation)?;
-    connection.touch(flags);
-    let entries = match choice.real.forwarding {
-        // The reply's entry ages by the same packets; where it was evicted, the answer would not find its way.
-        ForwardingMethod::Nat if !touch_reply(packet, choice.real, flags) => Entries::Missing(entry.state),
-        ForwardingMethod::Nat | ForwardingMethod::Dr | ForwardingMethod::Tun => Entries::Complete,
-    };
-    Some((choice, entries))
-}
-
-/// Notes the packet in the entry of its connection's other direction; false where there is none, or another connection's.
-#[inline(never)]
-fn touch_reply(packet: &Packet, real: &RealServerEntry, flags: u8) -> bool {
-    let Some(other) = conntrack::lookup(&reply_flow(packet, real), Direction::Reply) else { return false };
-    if !conntrack::is_of(other.entry(), &packet.flow.destination, packet.flow.destination_port) {
-        return false;
-    }
-    other.touch(flags);
-    true
-}
-
-/// Keeps the client's direction of a connection alive by a reply, and notes there that the real server closes it.
-#[inline(never)]
-fn touch_request(packet: &Packet, entry: &ConnectionEntry, flags: u8) {
-    let Some(other) = conntrack::lookup(&request_flow(packet, entry), Direction::Request) else { return };
-    // The client may have opened its next connection with the same port, to another real server.
-    if other.entry().real_server == entry.real_server && other.entry().generation == entry.generation {
-        // Only the client's own segments establish the connection.
-        other.touch(flags & (tcp_flag::FIN | tcp_flag::RST));
-    }
-}
-
-/// Enters a new connection into the table, for `nat` in both directions.
-///
-/// Not inlined, like its neighbours below, because a program has 512 bytes of stack and the keys are large.
-#[inline(never)]
-fn remember(
-    ctx: *mut xdp_md,
-    packet: &Packet,
-    index: u32,
-    real: &RealServerEntry,
-    state: ConnectionState,
-) -> Result<(), DropReason> {
-    let mut entry = ConnectionEntry {
-        vip: packet.flow.destination,
-        vip_port: packet.flow.destination_port,
-        client_mac: packet.ethernet.source,
-        director_mac: packet.ethernet.destination,
-        reserved: 0,
-        // SAFETY: the context is valid for as long as the program runs.
-        client_ifindex: unsafe { (*ctx).ingress_ifindex },
-        direction: Direction::Reply,
-        state,
-        real_server: index,
-        generation: real.generation,
-        last_seen: conntrack::tick(),
-    };
-    match real.forwarding {
-        ForwardingMethod::Nat => {
-            let back = reply_flow(packet, real);
-            if let Some(other) = conntrack::live_rival(&back, &entry)
-                && real_server_of(other).is_some()
-            {
-                return Err(DropReason::TupleInUse);
-            }
-            conntrack::insert(&back, &entry)?;
-        }
-        ForwardingMethod::Dr | ForwardingMethod::Tun => {}
-    }
-    entry.direction = Direction::Request;
-    conntrack::insert(&packet.flow, &entry)
-}
-
-/// The real server that the entry names, if it is still the one that the entry was made for.
-#[inline(always)]
-fn real_server_of(entry: &ConnectionEntry) -> Option<&'static RealServerEntry> {
-    maps::REAL_SERVERS.get(entry.real_server).filter(|real| real.generation == entry.generation)
-}
-
-/// The tuple of `real`'s answers to the packet, before they are rewritten.
-#[inline(always)]
-fn reply_flow(packet: &Packet, real: &RealServerEntry) -> FlowKey {
-    FlowKey {
-        source: real.address,
-        destination: packet.flow.source,
-        source_port: real.port,
-        destination_port: packet.flow.source_port,
-        protocol: packet.flow.protocol,
-    }
-}
-
-/// The tuple of the client's packets that `packet` answers.
-#[inline(always)]
-fn request_flow(packet: &Packet, entry: &ConnectionEntry) -> FlowKey {
-    FlowKey {
-        source: packet.flow.destination,
-        destination: entry.vip,
-        source_port: packet.flow.destination_port,
-        destination_port: entry.vip_port,
-        protocol: packet.flow.protocol,
-    }
-}
-
-/// Whether a TCP segment asks for a new connection.
-#[inline(always)]
-fn is_opening(flags: u8) -> bool {
-    flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST | tcp_flag::FIN) == tcp_flag::SYN
-}
-
-/// Whether a TCP segment accepts a new connection.
-#[inline(always)]
-fn is_accepting(flags: u8) -> bool {
-    flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN | tcp_flag::ACK
-}
-
-/// Whether a TCP segment ends its connection, or its direction of it.
-#[inline(always)]
-fn is_closing(flags: u8) -> bool {
-    flags & (tcp_flag::FIN | tcp_flag::RST) != 0
-}
-
-/// One line a packet that goes to a real server, where the packet log is on; the verifier removes the call where it is off.
-#[inline(never)]
 fn log(ctx: &XdpContext, packet: &Packet, index: u32) {
-    let FlowKey { source, destination, source_port, destination_port, protocol } = &packet.flow;
+    // A copy, because what a function of its own is given a pointer to lies on the stack.
+    let packet = *packet;
+    write_log(ctx, &packet, index);
+}
+
+#[inline(never)]
+fn write_log(ctx: &XdpContext, packet: &Packet, index: u32) {
+    let Packet { source, destination, source_port, destination_port, protocol, .. } = packet;
     let (from, to) = (source_port.number(), destination_port.number());
     let protocol = protocol.name();
     if packet.is_ipv4 {

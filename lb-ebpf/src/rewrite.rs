@@ -17,41 +17,43 @@ pub enum End {
     Destination,
 }
 
+/// What one end of the five-tuple becomes, and what that does to checksums.
+#[derive(Clone, Copy)]
+pub struct Translation {
+    pub end: End,
+    pub address: Address,
+    pub port: Port,
+    /// By the address alone: the IPv4 header's.
+    pub addresses: Delta,
+    /// By address and port: the transport header's.
+    pub transport: Delta,
+}
+
 /// Sets address and port of one end, and takes one from the time to live.
 #[inline(always)]
-pub fn translate(ctx: &XdpContext, packet: &Packet, end: End, address: Address, port: Port) -> Result<(), DropReason> {
-    let (old_address, old_port) = match end {
-        End::Source => (packet.flow.source, packet.flow.source_port),
-        End::Destination => (packet.flow.destination, packet.flow.destination_port),
-    };
-    let addresses = if packet.is_ipv4 {
-        Delta::NONE.replace32(old_address.words()[3], address.words()[3])
-    } else {
-        Delta::NONE.replace128(old_address.words(), address.words())
-    };
-    let transport = addresses.replace16(old_port.to_wire(), port.to_wire());
-
+pub fn translate(ctx: &XdpContext, packet: &Packet, to: &Translation) -> Result<(), DropReason> {
     let ports = packet::at::<Ports>(ctx, packet.transport).ok_or(DropReason::Malformed)?;
-    match packet.flow.protocol {
+    match packet.protocol {
         Protocol::Tcp => {
             let field = packet::at::<u16>(ctx, packet.transport + 16).ok_or(DropReason::Malformed)?;
             // SAFETY: `at` has checked that the field lies in the packet.
-            unsafe { *field = transport.apply(*field) };
+            unsafe { *field = to.transport.apply(*field) };
         }
         Protocol::Udp => {
             let field = packet::at::<u16>(ctx, packet.transport + 6).ok_or(DropReason::Malformed)?;
             // SAFETY: as above.
-            unsafe { *field = transport.apply_udp(*field) };
+            unsafe { *field = to.transport.apply_udp(*field) };
         }
     }
     // SAFETY: `at` has checked that both ports lie in the packet.
     unsafe {
-        match end {
-            End::Source => (*ports).source = port.to_wire(),
-            End::Destination => (*ports).destination = port.to_wire(),
+        match to.end {
+            End::Source => (*ports).source = to.port.to_wire(),
+            End::Destination => (*ports).destination = to.port.to_wire(),
         }
     }
-    if packet.is_ipv4 { set_ipv4(ctx, Some((end, address)), addresses) } else { set_ipv6(ctx, Some((end, address))) }
+    let change = Some((to.end, to.address));
+    if packet.is_ipv4 { set_ipv4(ctx, change, to.addresses) } else { set_ipv6(ctx, change) }
 }
 
 /// Takes one from the time to live or hop limit, as every router does (RFC 1812 §5.3.1, RFC 8200 §3).

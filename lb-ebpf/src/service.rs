@@ -1,14 +1,105 @@
-//! Which virtual server a packet is for.
+//! Which virtual server a packet is for, and which real server behind `nat` it comes from.
 
-use lb_common::connection::FlowKey;
-use lb_common::service::{ServiceKey, VirtualServerEntry};
+use lb_common::hash;
+use lb_common::net::{Address, Port, Protocol};
+use lb_common::service::{INDEX_SLOTS, IndexBucket, Lookups, VirtualServerEntry};
 
-use crate::maps;
+use crate::parse::Packet;
+use crate::{maps, word};
 
-/// The virtual server that `flow` addresses.
+/// A virtual server, or a real server behind `nat`, that an index names.
+#[derive(Clone, Copy)]
+pub struct Hit {
+    /// Index into `services` or `real_servers`.
+    pub index: u32,
+    /// The virtual server's flags.
+    pub flags: u32,
+}
+
+/// Which copies of the indexes are valid.
 #[inline(always)]
-pub fn lookup(flow: &FlowKey) -> Option<&'static VirtualServerEntry> {
-    let key = ServiceKey::new(flow.destination, flow.destination_port, flow.protocol);
-    // SAFETY: the element may be replaced while it is read, but the kernel frees a removed one only after this program ends.
-    unsafe { maps::VIRTUAL_SERVERS.get(key) }
+pub fn lookups() -> Option<&'static Lookups> {
+    maps::LOOKUPS.get(0)
+}
+
+/// The virtual server that the packet addresses.
+#[inline(always)]
+pub fn find(packet: &Packet, lookups: &Lookups) -> Option<Hit> {
+    let (vip, protocol) = (&packet.destination, packet.protocol);
+    if let Some(hit) = serving(vip, packet.destination_port, protocol, lookups) {
+        return Some(hit);
+    }
+    // SAFETY: a word of a live map element.
+    if unsafe { word::read(&raw const lookups.all_ports) } == 0 {
+        return None;
+    }
+    serving(vip, Port::new(0), protocol, lookups)
+}
+
+#[inline(always)]
+fn serving(vip: &Address, port: Port, protocol: Protocol, lookups: &Lookups) -> Option<Hit> {
+    let key = hash::index_key(vip, port, protocol);
+    // SAFETY: a word of a live map element.
+    let valid = unsafe { word::read(&raw const lookups.services) };
+    let mask = maps::SERVICE_INDEX_MASK.load();
+    let bucket = maps::SERVICE_INDEX.get_ptr_mut(place(key, valid, mask))?;
+    let hit = search(bucket, key)?;
+    // The key of an IPv4 service is exact; that of an IPv6 service is a hash.
+    (vip.is_ipv4() || by_index(hit.index)?.key.vip.halves() == vip.halves()).then_some(hit)
+}
+
+/// The virtual server at `index`.
+#[inline(always)]
+pub fn by_index(index: u32) -> Option<&'static VirtualServerEntry> {
+    maps::SERVICES.get(index)
+}
+
+/// The first real server behind `nat` that has the packet's source.
+#[inline(always)]
+pub fn find_source(packet: &Packet, lookups: &Lookups) -> Option<Hit> {
+    let (address, protocol) = (&packet.source, packet.protocol);
+    match replying(address, packet.source_port, protocol, lookups) {
+        Some(hit) => Some(hit),
+        // SAFETY: a word of a live map element.
+        None if unsafe { word::read(&raw const lookups.all_ports) } != 0 => {
+            replying(address, Port::new(0), protocol, lookups)
+        }
+        None => None,
+    }
+}
+
+/// The first real server behind `nat` with this address, port and protocol.
+#[inline(always)]
+pub fn replying(address: &Address, port: Port, protocol: Protocol, lookups: &Lookups) -> Option<Hit> {
+    let key = hash::index_key(address, port, protocol);
+    // SAFETY: a word of a live map element.
+    let valid = unsafe { word::read(&raw const lookups.replies) };
+    let mask = maps::REPLY_INDEX_MASK.load();
+    let bucket = maps::REPLY_INDEX.get_ptr_mut(place(key, valid, mask))?;
+    let hit = search(bucket, key)?;
+    let is_exact = address.is_ipv4();
+    (is_exact || maps::REAL_SERVERS.get(hit.index)?.address.halves() == address.halves()).then_some(hit)
+}
+
+/// The bucket of `key` in the valid copy of an index.
+#[inline(always)]
+fn place(key: u64, valid: u64, mask: u32) -> u32 {
+    let copy = (valid >> 32) as u32 & 1;
+    hash::index_bucket(key, valid as u32, mask) + copy * (mask + 1)
+}
+
+#[inline(always)]
+fn search(bucket: *mut IndexBucket, key: u64) -> Option<Hit> {
+    let words = bucket.cast::<u64>();
+    let mut entry = 0;
+    while entry < INDEX_SLOTS {
+        // SAFETY: a word of a live map element.
+        if unsafe { word::read(words.add(entry * 2)) } == key {
+            // SAFETY: as above.
+            let value = unsafe { word::read(words.add(entry * 2 + 1)) };
+            return Some(Hit { index: value as u32, flags: (value >> 32) as u32 });
+        }
+        entry += 1;
+    }
+    None
 }

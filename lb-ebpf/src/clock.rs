@@ -1,0 +1,12 @@
+//! The time: jiffies, which the verifier inlines to one load.
+
+use aya_ebpf::helpers::bpf_jiffies64;
+use lb_common::connection::TICK_SHIFT;
+
+/// The coarse time: jiffies / 256, modulo 65,536.
+#[inline(always)]
+pub fn tick() -> u16 {
+    // SAFETY: the helper has no precondition.
+    let jiffies = unsafe { bpf_jiffies64() };
+    (jiffies >> TICK_SHIFT) as u16
+}

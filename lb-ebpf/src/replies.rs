@@ -1,0 +1,278 @@
+//! What only `nat` needs: the connection that a real server's packet answers, and the way back to its client.
+
+use aya_ebpf::bindings::xdp_md;
+use lb_common::connection::{Meta, State};
+use lb_common::drop_reason::DropReason;
+use lb_common::hash;
+use lb_common::net::{Address, MacAddress, Port};
+use lb_common::real::{ClientHop, RealServerEntry};
+use lb_common::service::{NONE, VirtualServerEntry, service_flag};
+use lb_common::{CLIENT_HOPS_LENGTH, connection};
+
+use crate::conntrack::{self, Lookup, Place};
+use crate::forward::{self, Egress};
+use crate::parse::Packet;
+use crate::service::{self, Hit};
+use crate::{clock, maps, word};
+
+/// A connection that a packet answers.
+#[derive(Clone, Copy)]
+pub struct Answered {
+    pub index: u32,
+    pub real: &'static RealServerEntry,
+    pub service: &'static VirtualServerEntry,
+    pub place: Place,
+    pub meta: Meta,
+}
+
+/// The connection that a packet from the address and port of real server `first` answers.
+#[inline(always)]
+pub fn find(packet: &Packet, first: Hit) -> Option<Answered> {
+    let real = maps::REAL_SERVERS.get(first.index)?;
+    let service = service::by_index(real.virtual_server)?;
+    let (client, client_port) = (packet.destination.halves(), packet.destination_port);
+    if let Lookup::Found(place, meta) = conntrack::find(key(service, client, client_port, packet.source_port), false)
+        && is_live(meta, first.index, real)
+        && (real.next_same == NONE || !State::is_closing(meta.state()))
+    {
+        return Some(Answered { index: first.index, real, service, place, meta });
+    }
+    if real.next_same == NONE {
+        return None;
+    }
+    let [a, b] = client;
+    let other = Other(find_other(first.index, NONE, a, b, ports(client_port, packet.source_port)));
+    let index = other.real()?;
+    let real = maps::REAL_SERVERS.get(index)?;
+    let service = service::by_index(real.virtual_server)?;
+    let (place, meta) = Place::numbered(other.place())?;
+    is_live(meta, index, real).then_some(Answered { index, real, service, place, meta })
+}
+
+/// Whether the client has a connection in use, from the packet's port, with the same real server by another virtual server.
+#[inline(always)]
+pub fn is_taken(packet: &Packet, index: u32, real: &RealServerEntry, lookups: &lb_common::service::Lookups) -> bool {
+    let Some(head) = service::replying(&real.address, real.port, packet.protocol, lookups) else { return false };
+    if head.index == index && real.next_same == NONE {
+        return false;
+    }
+    let [a, b] = packet.source.halves();
+    let other = find_other(head.index, index, a, b, ports(packet.source_port, packet.destination_port));
+    other != 0 && !Other(other).is_closing()
+}
+
+/// What [`find_other`] returns: the place in bits 0..32, the real server and one in 32..63, bit 63 for a closing connection.
+#[derive(Clone, Copy)]
+struct Other(u64);
+
+impl Other {
+    const CLOSING: u64 = 1 << 63;
+
+    #[inline(always)]
+    fn real(self) -> Option<u32> {
+        let number = (self.0 & !Self::CLOSING) >> 32;
+        (number != 0).then(|| number as u32 - 1)
+    }
+
+    #[inline(always)]
+    fn place(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    fn is_closing(self) -> bool {
+        self.0 & Self::CLOSING != 0
+    }
+}
+
+/// Most virtual servers that share a real server's address and port behind `nat`; the configuration allows no more.
+const CHAIN_MAX: u32 = 64;
+
+/// The connection of a client with one of the real servers that share address and port, beginning with `first` and without
+/// `skip`: one that is in use rather than one that closes. Zero: none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn find_other(first: u32, skip: u32, client_a: u64, client_b: u64, ports: u64) -> u64 {
+    let mut index = first;
+    let mut closing = 0;
+    for _ in 0..CHAIN_MAX {
+        let Some(real) = maps::REAL_SERVERS.get(index) else { break };
+        if index != skip
+            && let Some((place, meta)) = connection_with(real, [client_a, client_b], ports)
+            && is_live(meta, index, real)
+        {
+            let found = u64::from(place) | (u64::from(index) + 1) << 32;
+            if !State::is_closing(meta.state()) {
+                return found;
+            }
+            if closing == 0 {
+                closing = found | Other::CLOSING;
+            }
+        }
+        index = real.next_same;
+    }
+    closing
+}
+
+#[inline(always)]
+fn connection_with(real: &RealServerEntry, client: [u64; 2], ports: u64) -> Option<(u32, Meta)> {
+    let service = service::by_index(real.virtual_server)?;
+    let key = key(service, client, Port::new(ports as u16), Port::new((ports >> 16) as u16));
+    conntrack::find_number(key)
+}
+
+#[inline(always)]
+fn ports(client: Port, server: Port) -> u64 {
+    u64::from(client.number()) | u64::from(server.number()) << 16
+}
+
+/// The key of a client's connection with `service`, whose real server answers from port `server`.
+#[inline(always)]
+fn key(service: &VirtualServerEntry, client: [u64; 2], client_port: Port, server: Port) -> u64 {
+    let index = service.index as u16;
+    if service.flags & service_flag::WIDE == 0 {
+        let [_, ipv4] = client;
+        return hash::exact_key((ipv4 >> 32) as u32, client_port, index);
+    }
+    let vip_port = if service.flags & service_flag::ALL_PORTS != 0 { server } else { service.key.port };
+    hash::fingerprint(client, client_port, vip_port, index, &maps::SECRET.load())
+}
+
+/// Whether the slot is that of a connection with this real server, and not too old.
+#[inline(always)]
+fn is_live(meta: Meta, index: u32, real: &RealServerEntry) -> bool {
+    u32::from(meta.real_server()) == index
+        && meta.generation() == real.generation as u8
+        && connection::age(meta.last_seen(), clock::tick()) <= conntrack::timeout(meta.state())
+}
+
+/// The way back to the client, and its number in `client_hops` where the connection's slot should have another.
+#[inline(always)]
+pub fn way_back(
+    ctx: *mut xdp_md,
+    packet: &Packet,
+    answered: &Answered,
+    routes: u32,
+) -> Result<(Egress, u16), DropReason> {
+    let number = answered.meta.client_hop();
+    let known = hop(number.into());
+    let egress = match known {
+        Some(hop) if hop.routes == routes => return fitting(packet, egress_of(hop), number),
+        _ => {
+            // A copy, because what a function of its own is given a pointer to lies on the stack.
+            let packet = *packet;
+            match forward::by_route(ctx, &answered.service.key.vip, &packet)? {
+                Some(egress) => egress,
+                None => egress_of(known.ok_or(DropReason::NoNeighbour)?),
+            }
+        }
+    };
+    let number = learn(&egress, routes);
+    fitting(packet, egress, number)
+}
+
+#[inline(always)]
+fn fitting(packet: &Packet, egress: Egress, number: u16) -> Result<(Egress, u16), DropReason> {
+    if packet.length > egress.mtu { Err(DropReason::PacketTooBig) } else { Ok((egress, number)) }
+}
+
+#[inline(always)]
+fn egress_of(hop: &ClientHop) -> Egress {
+    Egress { ifindex: hop.ifindex, mtu: hop.mtu, destination: hop.destination, source: hop.source }
+}
+
+/// An entry of `client_hops` that can be read.
+#[inline(always)]
+fn hop(number: u32) -> Option<&'static ClientHop> {
+    if number == 0 {
+        return None;
+    }
+    let hop = maps::CLIENT_HOPS.get(number)?;
+    // SAFETY: a word of a live map element.
+    (unsafe { word::read(&raw const hop.state) } >= READABLE).then_some(hop)
+}
+
+const FREE: u32 = 0;
+const WRITING: u32 = 1;
+const READABLE: u32 = 2;
+
+/// Any IP packet fits: the largest that its length field can state.
+const MTU_UNKNOWN: u32 = 65_535;
+
+/// The number of the way that a client's packet has come; zero where no place is left.
+#[inline(always)]
+pub fn learn_arrival(ctx: *mut xdp_md, client_mac: MacAddress, our_mac: MacAddress) -> u16 {
+    // SAFETY: the context is valid for as long as the program runs.
+    let ifindex = unsafe { (*ctx).ingress_ifindex };
+    learn(&Egress { ifindex, mtu: MTU_UNKNOWN, destination: client_mac, source: our_mac }, 0)
+}
+
+#[inline(always)]
+fn learn(egress: &Egress, routes: u32) -> u16 {
+    let ifindex_mtu = u64::from(egress.ifindex) | u64::from(egress.mtu) << 32;
+    client_hop(mac_word(&egress.destination), mac_word(&egress.source), ifindex_mtu, routes) as u16
+}
+
+/// How many places in `client_hops` are tried.
+const PROBES: u32 = 8;
+
+/// The number of an entry of `client_hops` with these addresses, interface, MTU and age; made if there is none. Zero where
+/// no place is left: then the routing table is asked for each packet.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn client_hop(destination: u64, source: u64, ifindex_mtu: u64, routes: u32) -> u32 {
+    let hash = hash::mix(destination ^ hash::mix(source ^ hash::mix(ifindex_mtu ^ u64::from(routes) << 16)));
+    for probe in 0..PROBES {
+        let number = (hash.wrapping_add(u64::from(probe)) % u64::from(CLIENT_HOPS_LENGTH - 1)) as u32 + 1;
+        let Some(hop) = maps::CLIENT_HOPS.get_ptr_mut(number) else { return 0 };
+        // SAFETY: a live map element, like all accesses below; its state says who may write it.
+        unsafe {
+            let state = word::read(&raw const (*hop).state);
+            if state == FREE && word::swap32(&raw mut (*hop).state, FREE, WRITING) {
+                (*hop).routes = routes;
+                (*hop).ifindex = ifindex_mtu as u32;
+                (*hop).mtu = (ifindex_mtu >> 32) as u32;
+                (*hop).destination = mac(destination);
+                (*hop).source = mac(source);
+                word::write(&raw mut (*hop).state, READABLE);
+                return number;
+            }
+            let is_same = (*hop).routes == routes
+                && u64::from((*hop).ifindex) | u64::from((*hop).mtu) << 32 == ifindex_mtu
+                && mac_word(&(*hop).destination) == destination
+                && mac_word(&(*hop).source) == source;
+            if state == READABLE && is_same {
+                return number;
+            }
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn mac_word(mac: &MacAddress) -> u64 {
+    let [a, b, c] = mac.words();
+    u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32
+}
+
+#[inline(always)]
+fn mac(word: u64) -> MacAddress {
+    MacAddress::from_words([word as u16, (word >> 16) as u16, (word >> 32) as u16])
+}
+
+/// The client's address and the ports of a packet to a virtual server, for `tuples`.
+#[inline(always)]
+pub fn ports_of(packet: &Packet) -> u64 {
+    ports(packet.source_port, packet.destination_port)
+}
+
+/// The key of a packet to virtual server `hit`.
+#[inline(always)]
+pub fn request_key(packet: &Packet, hit: Hit) -> u64 {
+    let client: &Address = &packet.source;
+    if hit.flags & service_flag::WIDE == 0 {
+        return hash::exact_key(client.words()[3], packet.source_port, hit.index as u16);
+    }
+    let secret = maps::SECRET.load();
+    hash::fingerprint(client.halves(), packet.source_port, packet.destination_port, hit.index as u16, &secret)
+}
