@@ -36,6 +36,13 @@ impl Cost {
         Self { tenths: self.tenths / 2 }
     }
 
+    /// The mean, rounded to tenths; `None` of nothing.
+    pub fn mean(costs: &[Self]) -> Option<Self> {
+        let count = i64::try_from(costs.len()).ok()?;
+        let sum: i64 = costs.iter().map(|cost| cost.tenths).sum();
+        Some(Self { tenths: (sum + count / 2).checked_div(count)? })
+    }
+
     /// What share of `other` this is, in percent; `None` of nothing.
     pub fn percent_of(self, other: Self) -> Option<i64> {
         (other.tenths > 0).then(|| (self.tenths * 100 + other.tenths / 2).div_euclid(other.tenths))
@@ -119,6 +126,12 @@ mod tests {
     fn a_third_is_33_percent() {
         assert_eq!(Cost::from_tenths(520).percent_of(Cost::from_tenths(1560)), Some(33));
         assert_eq!(Cost::from_tenths(520).percent_of(Cost::default()), None);
+    }
+
+    #[test]
+    fn the_mean_is_rounded_to_tenths() {
+        assert_eq!(Cost::mean(&costs(&[410, 420, 420])), Some(Cost::from_tenths(417)));
+        assert_eq!(Cost::mean(&[]), None);
     }
 
     #[test]
