@@ -1,6 +1,6 @@
 //! What `cargo xtask bench program` tells its program: which packets to make, and what shall then run on them.
 //!
-//! Only the benchmark compiles this; neither the daemon nor what it loads knows of it.
+//! Neither the daemon nor what it loads uses any of it.
 
 /// Bytes of every frame: Ethernet and IPv6 header, a TCP header and four bytes, or as many with IPv4.
 pub const FRAME_LENGTH: usize = 78;

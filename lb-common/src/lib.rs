@@ -4,7 +4,6 @@
 
 #![cfg_attr(not(test), no_std)]
 
-#[cfg(feature = "bench")]
 pub mod bench;
 pub mod checksum;
 pub mod connection;
