@@ -38,6 +38,11 @@ forwarding = "nat"
 address = "10.0.1.11"
 "#;
 
+/// The virtual server on 10.0.0.`last`, by NAT to the one real server of all of them.
+fn numbered(last: u8) -> String {
+    SECOND.replace("name = \"web\"\n", "").replace("10.0.0.100", &format!("10.0.0.{last}"))
+}
+
 const KEEPALIVED_CONF: &str = "\
 virtual_server 10.0.0.100 80 {
   lb_algo rr
@@ -110,6 +115,7 @@ refused! {
     misspelt_mode: r#""auto""# => r#""natve""#;
     connections_below_the_range: r#"mode = "auto""# => "connections_max = 1023";
     connections_above_the_range: r#"mode = "auto""# => "connections_max = 100_000_001";
+    reject_rate_above_the_range: r#"mode = "auto""# => "reject_rate = 1_000_001";
     connections_beyond_any_integer: r#"mode = "auto""# => "connections_max = 99999999999999999999999999999999999999999";
 }
 
@@ -120,14 +126,16 @@ refused! {
     missing_forwarding: "forwarding = \"nat\"\n" => "";
     protocol_in_capitals: r#""tcp""# => r#""TCP""#;
     misspelt_scheduler: r#""rr""# => r#""rrr""#;
-    scheduler_that_is_not_available_yet: r#""rr""# => r#""wlc""#;
+    scheduler_for_many_destinations: r#""rr""# => r#""lblc""#;
+    scheduler_by_its_long_name: r#""rr""# => r#""Weighted-Least-Connection""#;
+    scheduler_as_a_number: r#""rr""# => "1";
     forwarding_as_keepalived_writes_it: r#""nat""# => r#""NAT""#;
     empty_vip: r#""10.0.0.100:80""# => r#""""#;
     vip_with_host_bits: "10.0.0.100:80" => "10.0.0.100/24:80";
     vip_that_is_a_network: "10.0.0.100:80" => "10.0.0.0/24";
     vip_that_is_a_name: "10.0.0.100:80" => "www.example.com:80";
     vip_without_a_port: "10.0.0.100:80" => "10.0.0.100";
-    vip_with_port_zero: "10.0.0.100:80" => "10.0.0.100:0";
+    vip_without_a_port_of_ipv6: "10.0.0.100:80" => "[fd77::100]", "10.0.1.11:8080" => "fd77:1::11", "10.0.1.12:8080" => "fd77:1::12";
     vip_with_a_port_out_of_range: "10.0.0.100:80" => "10.0.0.100:65536";
     vip_of_ipv6_without_brackets: "10.0.0.100:80" => "fd77::100:80";
     unspecified_vip: "10.0.0.100:80" => "0.0.0.0:80";
@@ -135,6 +143,71 @@ refused! {
     ipv4_mapped_vip: "10.0.0.100:80" => "[::ffff:10.0.0.100]:80";
     name_with_a_line_break: r#""web""# => r#""we\nb""#;
     empty_name: r#""web""# => r#""""#;
+}
+
+// How a virtual server treats connections.
+refused! {
+    hash_port_with_another_scheduler: "forwarding =" => "hash_port = true\nforwarding =";
+    hash_port_with_dh: r#""rr""# => "\"dh\"\nhash_port = true";
+    hash_fallback_with_the_default_scheduler: "scheduler = \"rr\"\n" => "hash_fallback = true\n";
+    hash_port_with_an_unreadable_scheduler: r#""rr""# => "\"mhh\"\nhash_port = true";
+    persistence_in_keepalived_s_number: "forwarding =" => "persistence_timeout = 300\nforwarding =";
+    persistence_above_the_range: "forwarding =" => "persistence_timeout = \"1 day\"\nforwarding =";
+    persistence_of_no_time: "forwarding =" => "persistence_timeout = 0\nforwarding =";
+    granularity_without_persistence: "forwarding =" => "persistence_granularity = 24\nforwarding =";
+    granularity_with_gaps: "forwarding =" => "persistence_timeout = \"5m\"\npersistence_granularity = \"255.0.255.0\"\nforwarding =";
+    granularity_of_host_bits: "forwarding =" => "persistence_timeout = \"5m\"\npersistence_granularity = \"0.0.0.255\"\nforwarding =";
+    granularity_longer_than_an_address: "forwarding =" => "persistence_timeout = \"5m\"\npersistence_granularity = 33\nforwarding =";
+    granularity_of_all_clients: "forwarding =" => "persistence_timeout = \"5m\"\npersistence_granularity = 0\nforwarding =";
+    granularity_with_a_slash: "forwarding =" => "persistence_timeout = \"5m\"\npersistence_granularity = \"/24\"\nforwarding =";
+    granularity_as_a_boolean: "forwarding =" => "persistence_timeout = \"5m\"\npersistence_granularity = true\nforwarding =";
+    granularity_of_ipv6_as_a_netmask: "10.0.0.100:80" => "[fd77::100]:80", "10.0.1.11" => "[fd77:1::11]", "10.0.1.12" => "[fd77:1::12]", "forwarding =" => "persistence_timeout = \"5m\"\npersistence_granularity = \"255.255.255.0\"\nforwarding =";
+    one_packet_with_tcp: r#""nat""# => "\"dr\"\none_packet = true", ":80\"" => ":8080\"";
+    one_packet_with_nat: r#""tcp""# => "\"udp\"\none_packet = true";
+    one_packet_with_one_of_them_by_nat: r#""tcp""# => "\"udp\"\none_packet = true", ":80\"" => ":8080\"", r#""nat""# => r#""dr""#, "10.0.1.12:8080\"" => "10.0.1.12:8080\"\nforwarding = \"nat\"";
+    one_packet_with_persistence: r#""tcp""# => "\"udp\"\none_packet = true\npersistence_timeout = \"5m\"", ":80\"" => ":8080\"", r#""nat""# => r#""dr""#;
+    sloppy_tcp_with_udp: r#""tcp""# => "\"udp\"\nsloppy_tcp = true";
+    unknown_connection_with_udp: r#""tcp""# => "\"udp\"\nunknown_connection = \"drop\"";
+    slow_start_above_the_range: "forwarding =" => "slow_start = \"61m\"\nforwarding =";
+    slow_start_without_a_unit: "forwarding =" => "slow_start = \"30\"\nforwarding =";
+    refusal_of_an_unknown_kind: "forwarding =" => "no_real_server = \"icmp\"\nunknown_connection = \"Drop\"\nforwarding =";
+    removal_of_an_unknown_kind: "forwarding =" => "removed_real_server = \"expired\"\nforwarding =";
+}
+
+// [timeouts] and what else is a duration.
+refused! {
+    timeouts_out_of_range: "[xdp]" => "[timeouts]\ntcp = \"5h\"\ntcp_fin = \"500ms\"\nudp = \"0s\"\n\n[xdp]";
+    timeout_as_a_number: "[xdp]" => "[timeouts]\nudp = 300\n\n[xdp]";
+    timeout_without_a_unit: "[xdp]" => "[timeouts]\nudp = \"300\"\n\n[xdp]";
+    timeout_with_an_unknown_unit: "[xdp]" => "[timeouts]\nudp = \"300 ticks\"\n\n[xdp]";
+    timeout_in_months: "[xdp]" => "[timeouts]\nudp = \"5M\"\n\n[xdp]";
+    timeout_without_quotes: "[xdp]" => "[timeouts]\nudp = 300s\n\n[xdp]";
+    timeout_by_ipvsadm_s_name: "[xdp]" => "[timeouts]\ntcpfin = \"120s\"\n\n[xdp]";
+    timeouts_as_a_string: "[global]" => "timeouts = \"900 120 300\"\n[global]";
+    timeouts_of_keepalived: "instance =" => "lvs_timeouts = \"tcp 900 tcpfin 120 udp 300\"\ninstance =";
+}
+
+// All ports.
+refused! {
+    real_servers_with_ports_behind_all_ports: "10.0.0.100:80" => "10.0.0.100:0";
+    real_server_of_ipv6_with_a_port_behind_all_ports: "10.0.0.100:80" => "[fd77::100]:0", "10.0.1.11:8080" => "[fd77:1::11:80]:80", "10.0.1.12:8080" => "fd77:1::12";
+    real_server_with_port_zero_behind_one_port: "10.0.1.11:8080" => "10.0.1.11:0";
+}
+
+// [virtual_server.sorry_server].
+refused! {
+    sorry_server_as_a_string: "forwarding =" => "sorry_server = \"10.0.1.99:80\"\nforwarding =";
+    sorry_server_as_keepalived_writes_it: "forwarding =" => "sorry_server 10.0.1.99 80\nforwarding =";
+    sorry_server_as_keepalived_writes_it_in_quotes: "forwarding =" => "sorry_server = \"10.0.1.99 80\"\nforwarding =";
+    sorry_server_method_of_keepalived: "forwarding =" => "sorry_server_lvs_method = \"DR\"\nforwarding =";
+    sorry_server_that_is_a_real_server: "[[virtual_server.real_server]]" => "[virtual_server.sorry_server]\naddress = \"10.0.1.12:8080\"\n\n[[virtual_server.real_server]]";
+    sorry_server_of_another_family: "[[virtual_server.real_server]]" => "[virtual_server.sorry_server]\naddress = \"[fd77::99]:80\"\n\n[[virtual_server.real_server]]";
+    sorry_server_on_another_port_by_dr: "[[virtual_server.real_server]]" => "[virtual_server.sorry_server]\naddress = \"10.0.1.99:81\"\nforwarding = \"dr\"\n\n[[virtual_server.real_server]]";
+    sorry_server_without_an_address: "[[virtual_server.real_server]]" => "[virtual_server.sorry_server]\nforwarding = \"dr\"\n\n[[virtual_server.real_server]]";
+    sorry_server_with_a_weight: "[[virtual_server.real_server]]" => "[virtual_server.sorry_server]\naddress = \"10.0.1.99\"\nweight = 1\n\n[[virtual_server.real_server]]";
+    sorry_server_without_forwarding: "forwarding = \"nat\"\n\n[[virtual_server.real_server]]" => "\n[virtual_server.sorry_server]\naddress = \"10.0.1.99\"\n\n[[virtual_server.real_server]]\nforwarding = \"nat\"", "weight = 1" => "", "10.0.1.12:8080\"" => "10.0.1.12:8080\"\nforwarding = \"nat\"";
+    sorry_and_real_server_without_forwarding: "forwarding = \"nat\"\n\n[[virtual_server.real_server]]" => "\n[virtual_server.sorry_server]\naddress = \"10.0.1.99\"\n\n[[virtual_server.real_server]]";
+    sorry_servers_as_an_array: "[[virtual_server.real_server]]" => "[[virtual_server.sorry_server]]\naddress = \"10.0.1.99\"\n\n[[virtual_server.real_server]]";
 }
 
 // [[virtual_server.real_server]].
@@ -150,6 +223,10 @@ refused! {
     real_server_with_the_vip: "10.0.1.11:8080" => "10.0.0.100:8080";
     real_server_with_a_prefix_length: "10.0.1.11:8080" => "10.0.1.11:8080/24";
     real_server_twice: "10.0.1.12" => "10.0.1.11";
+    lower_threshold_without_an_upper_one: "weight = 1" => "lower_threshold = 10";
+    lower_threshold_above_the_upper_one: "weight = 1" => "upper_threshold = 100\nlower_threshold = 101";
+    lower_threshold_beside_no_limit: "weight = 1" => "upper_threshold = 0\nlower_threshold = 1";
+    thresholds_out_of_range: "weight = 1" => "upper_threshold = 4294967296\nlower_threshold = -1";
 }
 
 // Syntax.
@@ -162,6 +239,7 @@ refused! {
     key_without_a_value: r#"scheduler = "rr""# => "scheduler =";
     line_without_an_equals_sign: r#"scheduler = "rr""# => "scheduler rr", r#""tcp""# => r#""tpc""#;
     header_that_does_not_end: "[[virtual_server]]" => "[[virtual_server]", r#""tcp""# => r#""tpc""#;
+    header_of_a_sorry_server_that_does_not_end: "[[virtual_server.real_server]]" => "[virtual_server.sorry_server\naddress = \"10.0.1.12\"\n\n[[virtual_server.real_server]]";
     array_that_does_not_end: r#"["eth0"]"# => r#"["eth0""#, r#""tcp""# => r#""tpc""#;
     long_string_that_does_not_end: r#""web""# => r#""""web"#, r#""rr""# => r#""rrr""#;
     array_over_lines_that_is_broken: r#"["eth0"]"# => "[\n  \"eth0\"\n  \"eth1\",\n]", r#""tcp""# => r#""tpc""#;
@@ -175,6 +253,7 @@ refused! {
     no_virtual_server = "[xdp]\ninterfaces = [\"eth0\"]\n";
     virtual_server_without_real_server = GOOD.split("[[virtual_server.real_server]]").next().unwrap_or_default();
     service_twice = format!("{GOOD}{}", SECOND.replace("name = \"web\"\n", ""));
+    real_server_behind_nat_in_too_many = format!("[xdp]\ninterfaces = [\"eth0\"]\n{}", (1..=65).map(numbered).collect::<String>());
     name_twice = format!("{GOOD}{}", SECOND.replace(":80", ":81"));
     keepalived_conf = KEEPALIVED_CONF;
     another_kind_of_file = "this is no configuration\n".repeat(200);
@@ -198,7 +277,7 @@ connections_max = 12
 [[virtual_server]]
 adress = "10.0.0.100:80"
 protocol = "tcp"
-scheduler = "wrr"
+scheduler = "lblcr"
 
 [[virtual_server.real_server]]
 address = "10.0.1.11:8080"
@@ -242,8 +321,19 @@ refused! {
     interfaces_without_an_equals_sign: r#"interfaces = ["eth0"]"# => "interfaces eth0 eth1";
     protocol_without_quotes: r#""tcp""# => "TCP";
     keepalived_words_without_quotes: r#"scheduler = "rr""# => "lb_algo = rr", r#"forwarding = "nat""# => "lb_kind NAT";
-    scheduler_of_a_later_version_without_quotes: r#""rr""# => "wrr";
+    scheduler_for_many_destinations_without_quotes: r#""rr""# => "lblcr";
     weight_as_a_word: "weight = 1" => "weight = high";
+    reject_rate_as_a_word: r#"mode = "auto""# => "reject_rate = low";
+    duration_as_a_word: "forwarding =" => "persistence_timeout = forever\nforwarding =";
+    hash_flag_as_a_word: "forwarding =" => "hash_port = off\nforwarding =";
+    netmask_without_quotes: "forwarding =" => "persistence_granularity = 255.255.255.0\nforwarding =";
+    persistence_as_keepalived_writes_it: "forwarding =" => "persistence_timeout 300\npersistence_granularity 255.255.255.0\nforwarding =";
+    persistence_without_a_number: "forwarding =" => "persistence_timeout\nforwarding =";
+    flags_as_keepalived_writes_them: "forwarding =" => "ops\nmh-port\nforwarding =";
+    flags_by_keepalived_s_names: "forwarding =" => "ops = true\nsh-port = true\nmh-fallback = false\nforwarding =";
+    thresholds_by_keepalived_s_names: "weight = 1" => "uthreshold = 100\nlthreshold = 75";
+    thresholds_as_keepalived_writes_them: "weight = 1" => "uthreshold 100\nlthreshold 75";
+    later_option_of_the_sorry_server: "forwarding =" => "sorry_server_inhibit\nforwarding =";
     boolean_as_a_word: r#"mode = "auto""# => "packet_log = yes";
     keepalived_words_with_its_values: r#"forwarding = "nat""# => r#"lb_kind = "DR""#;
 }
@@ -266,7 +356,7 @@ refused! {
 
 // What keepalived and ipvsadm have, and the wrong places.
 refused! {
-    keys_of_a_later_version: "scheduler =" => "persistence_timeout = 300\nsorry_server = \"10.0.1.99:80\"\nscheduler =", "weight = 1" => "uthreshold = 100\nTCP_CHECK = { connect_timeout = 3 }";
+    keys_of_a_later_version: "scheduler =" => "quorum = 2\nsorry_server_inhibit = true\nscheduler =", "weight = 1" => "inhibit_on_failure = true\nTCP_CHECK = { connect_timeout = 3 }";
     key_of_a_later_version_without_an_equals_sign: "scheduler =" => "delay_loop 6\nscheduler =";
     real_servers_at_the_top_level: "[[virtual_server.real_server]]" => "[[real_server]]", "[[virtual_server.real_server]]" => "[[real_server]]";
     port_as_a_key: "address = \"10.0.0.100:80\"" => "address = \"10.0.0.100\"\nport = 8080", "10.0.1.11:8080\"" => "10.0.1.11\"\nport = \"80\"";

@@ -4,6 +4,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use lb_common::service::Scheduler;
+
 use crate::config::{self, Config, LoadError};
 use crate::error::chain;
 use crate::model::VirtualServer;
@@ -36,24 +38,44 @@ fn run(file: &Path, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
     }
 }
 
-/// What is allowed, for one drains real servers like that, but seldom meant.
+/// What is allowed, but seldom meant.
 fn warn(file: &Path, config: &Config, stderr: &mut dyn Write) -> io::Result<()> {
-    let drained = |server: &&VirtualServer| server.real_servers.iter().all(|real| real.weight.get() == 0);
-    config.virtual_servers.iter().filter(drained).try_for_each(|server| {
+    config.virtual_servers.iter().try_for_each(|server| {
+        let warnings = drained(server).into_iter().chain(one_destination(server));
         let service = server.service;
-        writeln!(
-            stderr,
-            "{}: warning: every real_server of virtual_server {service} has weight 0, it takes no new connections",
-            file.display()
-        )
+        warnings
+            .into_iter()
+            .try_for_each(|what| writeln!(stderr, "{}: warning: virtual_server {service}: {what}", file.display()))
+    })
+}
+
+/// Real servers are drained by weight 0, but rarely all of them.
+fn drained(server: &VirtualServer) -> Option<String> {
+    let takes_any = server.real_servers.iter().any(|real| real.weight.get() > 0);
+    let consequence = match server.sorry_server {
+        _ if takes_any => return None,
+        Some(_) => "its sorry_server takes all new connections",
+        None => "it takes no new connections",
+    };
+    Some(format!("every real_server has weight 0, {consequence}"))
+}
+
+/// A virtual server has one address, so that `dh` chooses one real server for all that it gets.
+fn one_destination(server: &VirtualServer) -> Option<String> {
+    let all_to_one = server.policy.scheduler == Scheduler::Dh && server.real_servers.len() > 1;
+    let address = server.service.address.ip();
+    all_to_one.then(|| {
+        format!("scheduler \"dh\" goes by the destination, which is always {address}: one real_server takes every connection")
     })
 }
 
 fn summary(config: &Config) -> String {
     let virtual_servers = config.virtual_servers.len();
     let real_servers = config.virtual_servers.iter().map(|server| server.real_servers.len()).sum();
+    let sorry_servers = config.virtual_servers.iter().filter(|server| server.sorry_server.is_some()).count();
+    let sorry = if sorry_servers == 0 { String::new() } else { format!(", {}", count(sorry_servers, "sorry server")) };
     format!(
-        "{}, {}, backend {} on {}",
+        "{}, {}{sorry}, backend {} on {}",
         count(virtual_servers, "virtual server"),
         count(real_servers, "real server"),
         config.global.backend.name(),
@@ -125,9 +147,36 @@ address = "10.0.1.12"
         assert_eq!((code, stdout.starts_with("lb.toml: ok: ")), (0, true));
         assert_eq!(
             stderr,
-            "lb.toml: warning: every real_server of virtual_server tcp 10.0.0.100:80 has weight 0, it takes no new connections\n"
+            "lb.toml: warning: virtual_server tcp 10.0.0.100:80: every real_server has weight 0, it takes no new connections\n"
         );
         assert_eq!(checked(&GOOD.replace("address = \"10.0.1.11", "weight = 0\naddress = \"10.0.1.11")).2, "");
+    }
+
+    #[test]
+    fn a_sorry_server_is_counted_and_takes_what_drained_real_servers_do_not() {
+        let sorry = format!("{GOOD}\n[virtual_server.sorry_server]\naddress = \"10.0.1.99\"\n");
+        let (code, stdout, stderr) = checked(&sorry);
+        assert_eq!(
+            stdout,
+            "lb.toml: ok: 1 virtual server, 2 real servers, 1 sorry server, backend xdp on eth0, eth1\n"
+        );
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        let (_, _, stderr) = checked(&sorry.replace("address = \"10.0.1.1", "weight = 0\naddress = \"10.0.1.1"));
+        assert!(
+            stderr.ends_with("every real_server has weight 0, its sorry_server takes all new connections\n"),
+            "{stderr}"
+        );
+    }
+
+    #[test]
+    fn destination_hashing_of_one_destination_is_a_warning() {
+        let (code, _, stderr) = checked(&GOOD.replace("\"rr\"", "\"dh\""));
+        assert_eq!(code, 0);
+        assert_eq!(
+            stderr,
+            "lb.toml: warning: virtual_server tcp 10.0.0.100:80: scheduler \"dh\" goes by the destination, which is always \
+             10.0.0.100: one real_server takes every connection\n"
+        );
     }
 
     #[test]

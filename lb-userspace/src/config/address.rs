@@ -11,8 +11,34 @@ use super::suggest::did_you_mean;
 pub struct Written {
     /// The address.
     pub ip: IpAddr,
-    /// The port, never 0.
+    /// The port; 0 for all ports.
     pub port: Option<u16>,
+}
+
+/// Whose address it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It is what clients address.
+    VirtualServer,
+    /// It serves.
+    RealServer,
+}
+
+impl Role {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::VirtualServer => "virtual server",
+            Self::RealServer => "real server",
+        }
+    }
+
+    /// The ports that may be written, as messages name them.
+    pub const fn ports(self) -> &'static str {
+        match self {
+            Self::VirtualServer => "0..=65535 (0 for all ports)",
+            Self::RealServer => "1..=65535",
+        }
+    }
 }
 
 /// What is wrong with an address; `what` follows `... is "found", `.
@@ -32,17 +58,17 @@ impl Fault {
 
 const EXAMPLES: &str = r#"write it as "10.0.0.100:80" or "[2001:db8::100]:80""#;
 
-/// Reads the address of a `role`: a virtual server or a real server.
-pub fn parse(text: &str, role: &str) -> Result<Written, Fault> {
+/// Reads the address of a `role`. Whether port 0 may stand there depends on more than that, and is not checked.
+pub fn parse(text: &str, role: Role) -> Result<Written, Fault> {
     if text.trim().is_empty() {
-        return Err(Fault::new(format!("must be the address and port of a {role}"), EXAMPLES));
+        return Err(Fault::new(format!("must be the address and port of a {}", role.name()), EXAMPLES));
     }
     if let Some((left, right)) = text.split_once('/') {
         return Err(prefixed(left, right, role));
     }
     let (host, port) = split(text)?;
     let ip = host_address(host, port)?;
-    let port = port.map(port_number).transpose()?;
+    let port = port.map(|port| port_number(port, role)).transpose()?;
     match forbidden(ip) {
         Some(kind) => Err(forbidden_fault(ip, port, kind, role)),
         None => Ok(Written { ip, port }),
@@ -52,6 +78,14 @@ pub fn parse(text: &str, role: &str) -> Result<Written, Fault> {
 /// `ip:port` as it is to be written.
 pub fn with_port(ip: IpAddr, port: u16) -> String {
     SocketAddr::new(ip, port).to_string()
+}
+
+/// An address without a port, as it is to be written.
+pub fn alone(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    }
 }
 
 fn split(text: &str) -> Result<(&str, Option<&str>), Fault> {
@@ -113,42 +147,40 @@ fn host_address(host: &str, port: Option<&str>) -> Result<IpAddr, Fault> {
     Err(Fault::new("must be an IP address and a port", EXAMPLES))
 }
 
-fn port_number(port: &str) -> Result<u16, Fault> {
+fn port_number(port: &str, role: Role) -> Result<u16, Fault> {
     let digits = !port.is_empty() && port.chars().all(|c| c.is_ascii_digit());
     match port.parse() {
-        Ok(number) if digits && number != 0 => Ok(number),
-        _ if port == "0" => {
-            Err(Fault::new("port 0 must be 1..=65535", "write one port; a service on all ports is not available yet"))
-        }
-        _ if digits => Err(Fault { what: format!("port {port} must be 1..=65535"), help: None }),
+        Ok(number) if digits => Ok(number),
+        _ if digits => Err(Fault { what: format!("port {port} must be {}", role.ports()), help: None }),
         _ => Err(Fault::new(
-            format!("port \"{}\" must be a number, 1..=65535", port.escape_debug()),
+            format!("port \"{}\" must be a number, {}", port.escape_debug(), role.ports()),
             "names of ports are not looked up",
         )),
     }
 }
 
-fn prefixed(left: &str, right: &str, role: &str) -> Fault {
+fn prefixed(left: &str, right: &str, role: Role) -> Fault {
     let (length, right_port) = right.split_once(':').map_or((right, None), |(length, port)| (length, Some(port)));
     let (host, left_port) = match left.parse::<IpAddr>() {
         Ok(_) => (left, None),
         Err(_) => split(left).unwrap_or((left, None)),
     };
-    let one = format!("a {role} is one address, without a prefix length");
+    let name = role.name();
+    let one = format!("a {name} is one address, without a prefix length");
     let network = host.parse().ok().zip(length.parse().ok()).and_then(|(ip, length)| IpNet::new(ip, length).ok());
     let Some(network) = network else {
         return Fault::new(one, EXAMPLES);
     };
     let ip = network.addr();
-    let port = left_port.or(right_port).and_then(|port| port_number(port).ok());
+    let port = left_port.or(right_port).and_then(|port| port_number(port, role).ok());
     let alone = did_you_mean(&port.map_or_else(|| ip.to_string(), |port| with_port(ip, port)));
     if network.prefix_len() == network.max_prefix_len() {
         return Fault::new(one, alone);
     }
     if network.trunc() == network {
         return Fault::new(
-            format!("a {role} is one address, and {network} is a whole network"),
-            format!("write one {role} for each address"),
+            format!("a {name} is one address, and {network} is a whole network"),
+            format!("write one {name} for each address"),
         );
     }
     let network = network.trunc();
@@ -168,33 +200,29 @@ fn forbidden(ip: IpAddr) -> Option<&'static str> {
     }
 }
 
-fn forbidden_fault(ip: IpAddr, port: Option<u16>, kind: &str, role: &str) -> Fault {
+fn forbidden_fault(ip: IpAddr, port: Option<u16>, kind: &str, role: Role) -> Fault {
     let mapped = if let IpAddr::V6(v6) = ip { v6.to_ipv4_mapped() } else { None };
     let help = match (mapped, port) {
         (Some(v4), Some(port)) => did_you_mean(&with_port(v4.into(), port)),
         (Some(v4), None) => did_you_mean(&v4.to_string()),
-        (None, _) if role == REAL_SERVER => "write the address under which the director reaches the real server".into(),
-        (None, _) => "write the address that clients connect to".into(),
+        (None, _) => match role {
+            Role::VirtualServer => "write the address that clients connect to".into(),
+            Role::RealServer => "write the address under which the director reaches the real server".into(),
+        },
     };
     Fault::new(format!("must not be {kind}"), help)
 }
-
-/// The role of an address that clients address.
-pub const VIRTUAL_SERVER: &str = "virtual server";
-
-/// The role of an address that serves.
-pub const REAL_SERVER: &str = "real server";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn read(text: &str) -> Option<(String, Option<u16>)> {
-        parse(text, VIRTUAL_SERVER).ok().map(|written| (written.ip.to_string(), written.port))
+        parse(text, Role::VirtualServer).ok().map(|written| (written.ip.to_string(), written.port))
     }
 
     fn fault(text: &str) -> String {
-        let Fault { what, help } = parse(text, VIRTUAL_SERVER).unwrap_err();
+        let Fault { what, help } = parse(text, Role::VirtualServer).unwrap_err();
         format!("{what} | {}", help.unwrap_or_default())
     }
 
@@ -202,6 +230,7 @@ mod tests {
     fn both_families_are_read_with_and_without_a_port() {
         assert_eq!(read("10.0.0.100:80"), Some(("10.0.0.100".into(), Some(80))));
         assert_eq!(read("10.0.0.100"), Some(("10.0.0.100".into(), None)));
+        assert_eq!(read("10.0.0.100:0"), Some(("10.0.0.100".into(), Some(0))));
         assert_eq!(read("[fd77::100]:65535"), Some(("fd77::100".into(), Some(65535))));
         assert_eq!(read("[fd77::100]"), Some(("fd77::100".into(), None)));
         assert_eq!(read("fd77::"), Some(("fd77::".into(), None)));
@@ -251,14 +280,21 @@ mod tests {
     }
 
     #[test]
+    fn an_address_alone_reads_back_also_when_it_ends_like_a_port() {
+        for ip in ["10.0.0.100", "fd77::100:80"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            assert_eq!(parse(&alone(ip), Role::RealServer), Ok(Written { ip, port: None }));
+        }
+    }
+
+    #[test]
     fn malformed_addresses_are_refused_each_for_its_reason() {
         for (text, what) in [
             ("", "must be the address and port"),
             ("10.0.0.256:80", "but 10.0.0.256 is no IPv4 address"),
             ("010.0.0.1:80", "but 010.0.0.1 is no IPv4 address"),
-            ("10.0.0.1:0", "port 0 must be 1..=65535"),
             ("10.0.0.1:+80", "port \"+80\" must be a number"),
-            ("10.0.0.1:65536", "port 65536 must be 1..=65535"),
+            ("10.0.0.1:65536", "port 65536 must be 0..=65535 (0 for all ports)"),
             ("10.0.0.1:http", "port \"http\" must be a number"),
             ("10.0.0.1:", "port \"\" must be a number"),
             ("www.example.com:80", "must be an address, not a name"),

@@ -14,7 +14,7 @@ const INSTANCE_LENGTH_MAX: usize = 32;
 const RUNTIME_DIRECTORY: &str = "/run/evenkeel";
 
 /// The words of `backend`.
-pub static BACKENDS: Words<Backend> = Words { now: &[("xdp", Backend::Xdp)], later: &["ipvs"] };
+pub static BACKENDS: Words<Backend> = Words { now: &[("xdp", Backend::Xdp)], later: &["ipvs"], never: &[] };
 /// The words of `log_level`.
 pub static LOG_LEVELS: Words<LogLevel> = Words {
     now: &[
@@ -25,6 +25,7 @@ pub static LOG_LEVELS: Words<LogLevel> = Words {
         ("trace", LogLevel::Trace),
     ],
     later: &[],
+    never: &[],
 };
 
 impl Default for Global {

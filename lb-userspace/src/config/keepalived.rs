@@ -1,8 +1,12 @@
 //! What an operator writes who comes from keepalived or ipvsadm, or who forgets TOML's quotes, and how it is written here.
 
+use super::address::{self, Role};
+use super::duration;
 use super::lines::Lines;
+use super::reader::Spelling;
+use super::schema::{self, Kind};
 use super::suggest::one_of;
-use super::{global, schema, virtual_server, xdp};
+use super::{global, policy, virtual_server, xdp};
 
 /// What starts a block in keepalived.conf.
 const BLOCKS: [&str; 10] = [
@@ -70,54 +74,86 @@ pub fn way_out(key: &str, value: &str) -> String {
     if schema::is_later(key) {
         return format!("{key} is not available yet in this version; remove the line");
     }
-    let key = schema::translated(key).unwrap_or(key);
-    let allowed = match key {
-        "interfaces" => return format!("did you mean interfaces = {}?", string_array(value)),
-        "virtual_server" | "real_server" => {
-            return block_example(key, &written_address(&value.split_whitespace().collect::<Vec<_>>()));
-        }
-        "weight" if value.parse::<u32>().is_err() => return "write a number, as in weight = 1".to_owned(),
-        "connections_max" if value.parse::<u32>().is_err() => {
-            return "write a number, as in connections_max = 1000000".to_owned();
-        }
-        "packet_log" => match value.to_lowercase().as_str() {
-            "true" | "yes" | "on" | "1" => return "did you mean packet_log = true?".to_owned(),
-            "false" | "no" | "off" | "0" => return "did you mean packet_log = false?".to_owned(),
-            _ => return "write packet_log = true or packet_log = false".to_owned(),
+    if let Some(way_out) = schema::moved(key) {
+        return way_out.to_owned();
+    }
+    let (kind, key) = (schema::kind(key), schema::translated(key).unwrap_or(key));
+    match kind {
+        Some(Kind::List) => format!("did you mean {key} = {}?", string_array(value)),
+        Some(Kind::Table) => table_way_out(key, value),
+        Some(Kind::Number) if value.parse::<u32>().is_ok() => format!("did you mean {key} = {value}?"),
+        Some(Kind::Number) => format!("write a number, as in {key} = {}", schema::default_of(key).unwrap_or("1")),
+        Some(Kind::Boolean) => boolean_way_out(key, value),
+        Some(Kind::Duration(bounds)) => match duration::meant(value, &bounds) {
+            Some(meant) => format!("did you mean {key} = \"{meant}\"?"),
+            None => format!("write a number and its unit in quotes, {bounds}, as in {key} = \"60s\""),
         },
-        "protocol" => virtual_server::PROTOCOLS.spelling(),
-        "scheduler" => virtual_server::SCHEDULERS.spelling(),
-        "forwarding" => virtual_server::FORWARDING_METHODS.spelling(),
-        "mode" => xdp::MODES.spelling(),
-        "backend" => global::BACKENDS.spelling(),
-        "log_level" => global::LOG_LEVELS.spelling(),
-        _ if value.parse::<i64>().is_ok() => return format!("did you mean {key} = {value}?"),
-        _ => return format!("did you mean {key} = \"{value}\"?"),
-    };
-    match allowed.meant(key, value) {
-        Some(word) => format!("did you mean {key} = \"{word}\"?"),
-        None if allowed.later(value) => {
-            format!("{value} is not available yet in this version; write {key} = {}", one_of(&allowed.now))
-        }
-        None => format!("write {key} = {}", one_of(&allowed.now)),
+        Some(Kind::Text) | None => text_way_out(key, value),
     }
 }
 
+fn table_way_out(key: &str, value: &str) -> String {
+    match schema::TABLES.iter().find(|table| table.path == key) {
+        Some(table) if !table.knows("address") => format!("start it with {}, and write its keys below", table.header),
+        Some(_) | None => block_example(key, &written_address(&value.split_whitespace().collect::<Vec<_>>())),
+    }
+}
+
+/// keepalived has flags without a value: they are set by being there.
+fn boolean_way_out(key: &str, value: &str) -> String {
+    match value.to_lowercase().as_str() {
+        "" | "true" | "yes" | "on" | "1" => format!("did you mean {key} = true?"),
+        "false" | "no" | "off" | "0" => format!("did you mean {key} = false?"),
+        _ => format!("write {key} = true or {key} = false"),
+    }
+}
+
+fn text_way_out(key: &str, value: &str) -> String {
+    let Some(allowed) = words(key) else {
+        let quote = if schema::kind(key).is_none() && value.parse::<i64>().is_ok() { "" } else { "\"" };
+        return format!("did you mean {key} = {quote}{value}{quote}?");
+    };
+    match (allowed.meant(key, value), allowed.never(value)) {
+        (Some(word), _) => format!("did you mean {key} = \"{word}\"?"),
+        (None, Some(why)) => why,
+        (None, None) if allowed.later(value) => {
+            format!("{value} is not available yet in this version; write {key} = {}", one_of(&allowed.now))
+        }
+        (None, None) => format!("write {key} = {}", one_of(&allowed.now)),
+    }
+}
+
+/// The words that `key` may have, `None` for one with any text.
+fn words(key: &str) -> Option<Spelling> {
+    Some(match key {
+        "protocol" => virtual_server::PROTOCOLS.spelling(),
+        "scheduler" => policy::SCHEDULERS.spelling(),
+        "forwarding" => virtual_server::FORWARDING_METHODS.spelling(),
+        "no_real_server" | "unknown_connection" => policy::REFUSALS.spelling(),
+        "removed_real_server" => policy::REMOVALS.spelling(),
+        "mode" => xdp::MODES.spelling(),
+        "backend" => global::BACKENDS.spelling(),
+        "log_level" => global::LOG_LEVELS.spelling(),
+        _ => return None,
+    })
+}
+
 /// keepalived's address and port with a space between them, as they are written here.
-fn written_address(words: &[&str]) -> String {
+pub fn written_address(words: &[&str]) -> String {
     match words {
         [ip, port] if ip.contains(':') => format!("[{ip}]:{port}"),
         _ => words.join(":"),
     }
 }
 
-/// How a virtual server or real server at `address` starts.
+/// How a virtual server, real server or sorry server at `address` starts.
 pub fn block_example(key: &str, address: &str) -> String {
-    let (header, example) = match key {
-        "real_server" => (schema::REAL_SERVER.header, "10.0.1.11:80"),
-        _ => (schema::VIRTUAL_SERVER.header, "10.0.0.100:80"),
+    let (header, example, role) = match key {
+        "real_server" => (schema::REAL_SERVER.header, "10.0.1.11:80", Role::RealServer),
+        "sorry_server" => (schema::SORRY_SERVER.header, "10.0.1.99:80", Role::RealServer),
+        _ => (schema::VIRTUAL_SERVER.header, "10.0.0.100:80", Role::VirtualServer),
     };
-    let is_address = super::address::parse(address, key).is_ok();
+    let is_address = address::parse(address, role).is_ok();
     let address = if is_address { address } else { example };
     format!("write it like this:\n\n{header}\naddress = \"{address}\"\n")
 }
@@ -165,6 +201,29 @@ mod tests {
             ("lvs_method DR", r#"forwarding = "dr""#),
             ("lb_kind TUN", r#"forwarding = "tun""#),
             ("lb_algo rr", r#"scheduler = "rr""#),
+            ("lvs_sched WLC", r#"scheduler = "wlc""#),
+            ("scheduler round-robin", r#"scheduler = "rr""#),
+            ("scheduler weighted_round_robin", r#"scheduler = "wrr""#),
+            ("scheduler least_conn", r#"scheduler = "lc""#),
+            ("scheduler weighted_least_connection", r#"scheduler = "wlc""#),
+            ("scheduler source_hash", r#"scheduler = "sh""#),
+            ("scheduler destination-hashing", r#"scheduler = "dh""#),
+            ("scheduler Maglev", r#"scheduler = "mh""#),
+            ("scheduler shortest_expected_delay", r#"scheduler = "sed""#),
+            ("scheduler never_queue", r#"scheduler = "nq""#),
+            ("scheduler failover", r#"scheduler = "fo""#),
+            ("scheduler overflow", r#"scheduler = "ovf""#),
+            ("scheduler power_of_two", r#"scheduler = "twos""#),
+            ("mh-port ", "hash_port = true"),
+            ("sh-fallback ", "hash_fallback = true"),
+            ("ops ", "one_packet = true"),
+            ("sloppy_tcp off", "sloppy_tcp = false"),
+            ("uthreshold 100", "upper_threshold = 100"),
+            ("lthreshold 75", "lower_threshold = 75"),
+            ("persistence_timeout 300", r#"persistence_timeout = "300s""#),
+            ("persistence_granularity 255.255.255.0", r#"persistence_granularity = "255.255.255.0""#),
+            ("persistence_granularity 64", r#"persistence_granularity = "64""#),
+            ("no_real_server Drop", r#"no_real_server = "drop""#),
             ("mode skb", r#"mode = "generic""#),
             ("mode driver", r#"mode = "native""#),
             ("protocol UDP", r#"protocol = "udp""#),
@@ -174,6 +233,12 @@ mod tests {
             assert_eq!(way_out(key, value), format!("did you mean {meant}?"));
         }
         assert_eq!(way_out("quorum", "2"), "quorum is not available yet in this version; remove the line");
-        assert_eq!(way_out("lb_algo", "wlc"), r#"wlc is not available yet in this version; write scheduler = "rr""#);
+        assert!(way_out("lb_algo", "lblc").starts_with("lblc keeps a real server for each destination"));
+        assert_eq!(
+            way_out("persistence_timeout", "2678400"),
+            r#"write a number and its unit in quotes, 1s..=4h, as in persistence_timeout = "60s""#
+        );
+        assert_eq!(way_out("lvs_timeouts", "tcp 900"), "write tcp, tcp_fin and udp under [timeouts]");
+        assert_eq!(way_out("timeouts", "900 120 300"), "start it with [timeouts], and write its keys below");
     }
 }

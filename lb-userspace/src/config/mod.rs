@@ -4,17 +4,22 @@
 
 mod address;
 mod diagnostic;
+mod duration;
 mod file;
 mod global;
 mod keepalived;
 mod lines;
 mod model;
+mod persistence;
+mod policy;
 mod reader;
 mod real_server;
 mod report;
 mod schema;
+mod sorry_server;
 mod suggest;
 mod syntax;
+mod timeouts;
 mod virtual_server;
 mod xdp;
 
@@ -26,7 +31,7 @@ use toml::de::DeTable;
 pub use self::diagnostic::{Diagnostic, Diagnostics};
 pub use self::file::{LoadError, load};
 use self::lines::Lines;
-pub use self::model::{Backend, Config, Global, LogLevel, Xdp, XdpMode};
+pub use self::model::{Backend, Config, Global, LogLevel, Timeouts, Xdp, XdpMode};
 use self::reader::Reader;
 use self::report::Report;
 
@@ -45,9 +50,10 @@ pub fn parse(name: &str, text: &str) -> Result<Config, Diagnostics> {
     let root = Reader::open(&schema::ROOT, document.get_ref(), document.span(), &mut report);
     let global = global::read(&root, &mut report);
     let xdp = xdp::read(&root, global.as_ref().map(|global| global.backend), &mut report);
+    let timeouts = timeouts::read(&root, &mut report);
     let virtual_servers = virtual_server::read_all(&root, &mut report);
     match (global, xdp) {
-        (Some(global), Some(xdp)) if report.is_empty() => Ok(Config { global, xdp, virtual_servers }),
+        (Some(global), Some(xdp)) if report.is_empty() => Ok(Config { global, xdp, timeouts, virtual_servers }),
         _ => Err(report.finish(name)),
     }
 }

@@ -1,6 +1,7 @@
 //! The checked configuration: every value in range, nothing contradicts. No opinion on how it was written.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::model::VirtualServer;
 
@@ -11,6 +12,8 @@ pub struct Config {
     pub global: Global,
     /// `[xdp]`
     pub xdp: Xdp,
+    /// `[timeouts]`
+    pub timeouts: Timeouts,
     /// `[[virtual_server]]`, in the order of the file; at least one, at most [`lb_common::VIRTUAL_SERVERS_MAX`].
     pub virtual_servers: Vec<VirtualServer>,
 }
@@ -79,8 +82,11 @@ pub struct Xdp {
     pub interfaces: Vec<String>,
     /// How the program is attached.
     pub mode: XdpMode,
-    /// Entries of the connection table, 1024..=100000000; a NAT connection takes two.
+    /// Live connections with which the connection table is [`lb_common::connection::FILL_PERCENT`] full,
+    /// 1024..=100000000.
     pub connections_max: u32,
+    /// RSTs and ICMP errors a second and CPU that answer packets which find no real server or connection, 0..=1000000.
+    pub reject_rate: u32,
     /// Where maps and links are pinned; absolute, on a bpffs.
     pub pin_directory: PathBuf,
     /// Whether the program logs its decision on every packet.
@@ -107,4 +113,15 @@ impl XdpMode {
             Self::Generic => "generic",
         }
     }
+}
+
+/// How long an idle connection is remembered, each 1 s..=4 h. What is not here has IPVS's fixed times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, established.
+    pub tcp: Duration,
+    /// TCP, after either side's FIN.
+    pub tcp_fin: Duration,
+    /// UDP.
+    pub udp: Duration,
 }

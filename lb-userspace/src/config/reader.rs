@@ -2,14 +2,16 @@
 
 use std::borrow::Cow;
 use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
-use super::address;
+use super::address::{self, Role};
+use super::duration;
 use super::keepalived;
 use super::report::Report;
-use super::schema::{self, Table};
+use super::schema::{self, Kind, Table};
 use super::suggest::{closest, did_you_mean, one_of};
 
 /// One table of the file.
@@ -22,12 +24,14 @@ pub struct Reader<'t> {
     pub span: Range<usize>,
 }
 
-/// Words that a key may have: those that work, and those that are known and will work in a later version.
+/// Words that a key may have: those that work, and those that are known and do not.
 pub struct Words<T: 'static> {
     /// What is allowed, and its meaning.
     pub now: &'static [(&'static str, T)],
     /// What is refused as not available yet.
     pub later: &'static [&'static str],
+    /// What is refused for good, and why.
+    pub never: &'static [(&'static str, &'static str)],
 }
 
 /// The words of a key, without their meaning.
@@ -35,19 +39,20 @@ pub struct Spelling {
     /// What is allowed.
     pub now: Vec<&'static str>,
     later: &'static [&'static str],
+    never: &'static [(&'static str, &'static str)],
 }
 
 impl<T> Words<T> {
     /// The words without their meaning.
     pub fn spelling(&self) -> Spelling {
-        Spelling { now: self.now.iter().map(|(word, _)| *word).collect(), later: self.later }
+        Spelling { now: self.now.iter().map(|(word, _)| *word).collect(), later: self.later, never: self.never }
     }
 }
 
 impl Spelling {
     /// The word that was probably meant by `text` as the value of `key`.
     pub fn meant(&self, key: &str, text: &str) -> Option<&'static str> {
-        if self.later(text) {
+        if self.later(text) || self.never(text).is_some() {
             return None;
         }
         schema::our_word(key, text).or_else(|| closest(text, self.now.iter().copied()))
@@ -56,6 +61,12 @@ impl Spelling {
     /// Whether `text` will be allowed in a later version.
     pub fn later(&self, text: &str) -> bool {
         self.later.contains(&text.to_lowercase().as_str())
+    }
+
+    /// Why `text` is refused for good, if it is.
+    pub fn never(&self, text: &str) -> Option<String> {
+        let text = text.to_lowercase();
+        self.never.iter().find(|(word, _)| *word == text).map(|(word, why)| format!("{word} {why}"))
     }
 }
 
@@ -80,6 +91,11 @@ impl<'t> Reader<'t> {
     /// Whether an array without elements is at `key`.
     pub fn is_empty_array(&self, key: &str) -> bool {
         self.table.get(key).is_some_and(|value| value.get_ref().as_array().is_some_and(|array| array.is_empty()))
+    }
+
+    /// Where the value at `key` is written.
+    pub fn place(&self, key: &'static str) -> Option<Range<usize>> {
+        self.value(key).map(Spanned::span)
     }
 
     /// Reports `key` as missing, unless it is there.
@@ -156,6 +172,42 @@ impl<'t> Reader<'t> {
         number
     }
 
+    /// The duration at `key`, which must lie in the bounds that the schema sets; `help` says why they are what they are.
+    pub fn duration(&self, key: &'static str, help: &str, report: &mut Report<'_>) -> Option<Duration> {
+        let value = self.value(key)?;
+        let Some(Kind::Duration(bounds)) = self.kind.key(key).map(|key| key.kind) else {
+            debug_assert!(false, "{key} is no duration in the schema of {}", self.kind.header);
+            return None;
+        };
+        let span = value.get_ref().as_str().and_then(duration::parse);
+        if span.is_some_and(|span| bounds.contains(span)) {
+            return span;
+        }
+        let (allowed, help) = match value.get_ref() {
+            DeValue::String(_) if span.is_some() => (bounds.to_string(), help),
+            DeValue::String(_) => (format!("a number and its unit, {bounds}"), duration::UNITS),
+            _ => (format!("a number and its unit in quotes, {bounds}"), duration::UNITS),
+        };
+        let found = report.quote(&value.span());
+        let meant = duration::meant(found.trim_matches(['"', '\'']), &bounds);
+        let help = meant.map_or_else(|| help.to_owned(), |meant| did_you_mean(&meant));
+        report.error(&value.span(), self.type_message(key, value, &allowed, report), Some(help));
+        None
+    }
+
+    /// The string or integer at `key`, as text; `allowed` says which.
+    pub fn text(&self, key: &'static str, allowed: &str, report: &mut Report<'_>) -> Option<Spanned<String>> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::String(text) => Some(Spanned::new(value.span(), text.clone().into_owned())),
+            DeValue::Integer(integer) => {
+                let written = || report.quote(&value.span());
+                Some(Spanned::new(value.span(), number(integer).map_or_else(written, |number| number.to_string())))
+            }
+            _ => self.wrong_type(key, value, allowed, report),
+        }
+    }
+
     /// The word at `key`, one of `words`.
     pub fn word<T: Copy>(&self, key: &'static str, words: &Words<T>, report: &mut Report<'_>) -> Option<T> {
         let value = self.value(key)?;
@@ -172,6 +224,7 @@ impl<'t> Reader<'t> {
             (format!("{path} is \"{found}\": not available yet in this version, use {allowed}"), None)
         } else {
             let help = known.meant(key, text).map(did_you_mean);
+            let help = help.or_else(|| known.never(text));
             (format!("{path} is \"{found}\", must be {allowed}"), help)
         };
         report.error(&value.span(), message, help);
@@ -183,6 +236,10 @@ impl<'t> Reader<'t> {
         let value = self.value(key)?;
         match value.get_ref() {
             DeValue::Table(table) => Some(Reader::open(kind, table, value.span(), report)),
+            DeValue::String(_) if kind.knows("address") => {
+                self.report_no_table(key, value, &format!("a table, written {}", kind.header), report);
+                None
+            }
             _ => self.wrong_type(key, value, &format!("a table, written {}", kind.header), report),
         }
     }
@@ -251,7 +308,8 @@ impl<'t> Reader<'t> {
 
     /// A value where tables belong, with an example of one.
     fn report_no_table(&self, key: &str, value: &Spanned<DeValue<'_>>, allowed: &str, report: &mut Report<'_>) {
-        let example = keepalived::block_example(key, value.get_ref().as_str().unwrap_or_default());
+        let words: Vec<&str> = value.get_ref().as_str().unwrap_or_default().split_whitespace().collect();
+        let example = keepalived::block_example(key, &keepalived::written_address(&words));
         report.error(&value.span(), self.type_message(key, value, allowed, report), Some(example));
     }
 }
@@ -275,6 +333,10 @@ fn report_unknown(
         report.error(&key.span(), message, Some("remove it".to_owned()));
         return None;
     }
+    if let Some(way_out) = schema::moved(word) {
+        report.error(&key.span(), message, Some(way_out.to_owned()));
+        return None;
+    }
     if kind.path.is_empty() && word == "real_server" {
         report.lose(word);
         let header = schema::REAL_SERVER.header;
@@ -284,7 +346,8 @@ fn report_unknown(
     }
     let text = |key: &str| table.get(key).map(|value| report.quote(&value.span()).trim_matches('"').to_owned());
     if word == "port" && kind.knows("address") {
-        let help = port_way_out(text("address"), text("port"));
+        let role = if kind.knows("protocol") { Role::VirtualServer } else { Role::RealServer };
+        let help = port_way_out(role, text("address"), text("port"));
         report.error(&key.span(), message, Some(help));
         return None;
     }
@@ -294,10 +357,10 @@ fn report_unknown(
 }
 
 /// The way out for a port that is a key of its own.
-fn port_way_out(address: Option<String>, port: Option<String>) -> String {
-    let written = address.and_then(|address| address::parse(&address, address::VIRTUAL_SERVER).ok());
+fn port_way_out(role: Role, address: Option<String>, port: Option<String>) -> String {
+    let written = address.and_then(|address| address::parse(&address, role).ok());
     match written.zip(port.and_then(|port| port.parse().ok())) {
-        Some((written, port)) if port != 0 => {
+        Some((written, port)) if port != 0 || role == Role::VirtualServer => {
             format!("remove it, and write address = \"{}\"", address::with_port(written.ip, port))
         }
         _ => r#"remove it, and put the port into address = "ip:port""#.to_owned(),

@@ -2,32 +2,101 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use lb_common::REAL_SERVERS_MAX;
+use lb_common::net::Protocol;
 use lb_common::service::ForwardingMethod;
 use toml::Spanned;
 
-use super::address;
+use super::address::{self, Role};
 use super::reader::Reader;
 use super::report::Report;
 use super::schema;
+use super::sorry_server;
 use super::virtual_server::FORWARDING_METHODS;
-use crate::model::{RealServer, Weight};
+use crate::model::{RealServer, Thresholds, Weight};
+
+/// Most virtual servers of a protocol that one address and port may serve by `nat`: a reply is told apart by trying each.
+const SAME_NAT_MAX: usize = 64;
 
 const WEIGHT_HELP: &str = "it is a share of new connections; 0 takes none";
+const THRESHOLD_HELP: &str = "it counts connections, active and inactive; 0 sets no limit";
 
 /// What a real server needs to know of its virtual server.
 pub struct Parent<'c> {
     /// The VIP and port, and the line on which they are written; `None` when they are wrong or missing.
     pub address: Option<(SocketAddr, usize)>,
+    /// The protocol; `None` when it is wrong or missing.
+    pub protocol: Option<Protocol>,
     /// The forwarding method of real servers that name none.
     pub forwarding: Option<ForwardingMethod>,
-    /// Real servers in the file so far.
-    pub count: &'c mut usize,
+    /// What all virtual servers have used up so far.
+    pub tally: &'c mut Tally,
+    /// The line of the first of its servers that is reached by `nat`, once they are read.
+    pub first_nat: Option<usize>,
 }
 
-/// Reads every real server of the virtual server in `table`; those with errors are left out.
-pub fn read_all(table: &Reader<'_>, parent: Parent<'_>, report: &mut Report<'_>) -> Vec<RealServer> {
+/// What the virtual servers of a file use up together.
+#[derive(Default)]
+pub struct Tally {
+    servers: usize,
+    behind_nat: HashMap<(SocketAddr, Protocol), usize>,
+}
+
+/// Who serves a virtual server.
+pub struct Servers {
+    /// Those without errors, in the order of the file.
+    pub real: Vec<RealServer>,
+    /// `None` also when it has errors.
+    pub sorry: Option<RealServer>,
+}
+
+impl Tally {
+    fn count(&mut self, table: &Reader<'_>, report: &mut Report<'_>) {
+        self.servers += 1;
+        if u32::try_from(self.servers).is_ok_and(|servers| servers == REAL_SERVERS_MAX + 1) {
+            let message =
+                format!("more than {REAL_SERVERS_MAX} real servers in all, must be at most {REAL_SERVERS_MAX}");
+            let help = "this is the first too many; each virtual server counts its own, and its sorry_server; give the \
+                        rest to another instance";
+            report.error(&table.span, message, Some(help.into()));
+        }
+    }
+}
+
+impl Parent<'_> {
+    /// Counts the virtual servers that the server in `table` serves by `nat`.
+    pub fn claim_nat(&mut self, table: &Reader<'_>, site: &Site, report: &mut Report<'_>) {
+        let Site { address, forwarding, span } = site;
+        let Some(protocol) = self.protocol.filter(|_| *forwarding == Some(ForwardingMethod::Nat)) else { return };
+        let count = self.tally.behind_nat.entry((*address, protocol)).or_default();
+        *count += 1;
+        if *count == SAME_NAT_MAX + 1 {
+            let message = format!(
+                "{} is {address}, which serves {SAME_NAT_MAX} virtual servers of protocol {} by nat already, must be at most \
+                 {SAME_NAT_MAX}",
+                table.path("address"),
+                protocol.name(),
+            );
+            let help = "each of its replies is told apart by trying them all; take another address or port, or \"dr\" or \"tun\"";
+            report.error(span, message, Some(help.into()));
+        }
+    }
+}
+
+/// Where a server is and how packets reach it.
+pub struct Site {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Its own forwarding method, or its virtual server's.
+    pub forwarding: Option<ForwardingMethod>,
+    /// Where the address is written.
+    pub span: Range<usize>,
+}
+
+/// Reads every real server of the virtual server in `table`, and its sorry server.
+pub fn read_all(table: &Reader<'_>, parent: &mut Parent<'_>, report: &mut Report<'_>) -> Servers {
     let tables = table.tables("real_server", &schema::REAL_SERVER, report);
     if tables.is_empty() && (table.lacks("real_server", report) || table.is_empty_array("real_server")) {
         let help = r#"write [[virtual_server.real_server]] below it, and under that address = "10.0.1.11:80""#;
@@ -37,60 +106,100 @@ pub fn read_all(table: &Reader<'_>, parent: Parent<'_>, report: &mut Report<'_>)
             Some(help.into()),
         );
     }
-    check_forwarding(table, &tables, report);
-    let mut first = HashMap::new();
-    let mut servers = vec![];
+    let sorry_table = table.table("sorry_server", &schema::SORRY_SERVER, report);
+    check_forwarding(table, &tables, sorry_table.as_ref(), report);
+    let mut lines = HashMap::new();
+    let mut real = vec![];
     for table in &tables {
-        count(table, parent.count, report);
-        servers.extend(read(table, &parent, &mut first, report));
+        real.extend(read(table, parent, &mut lines, report));
     }
-    servers
+    let sorry = sorry_table.as_ref().and_then(|table| sorry_server::read(table, parent, &lines, report));
+    Servers { real, sorry }
 }
 
-/// Reported once for the virtual server, not for each of its real servers.
-fn check_forwarding(table: &Reader<'_>, tables: &[Reader<'_>], report: &mut Report<'_>) {
-    let lines = tables.iter().filter(|table| !table.has("forwarding")).map(|table| report.line(&table.span));
-    let lines: Vec<usize> = lines.collect();
-    let help = match lines.as_slice() {
-        [] => return,
-        [line] => format!("write it here, or under the real_server on line {line}"),
-        [line, ..] => format!("write it here, or under each of {} real servers, the first on line {line}", lines.len()),
+/// Reported once for the virtual server, not for each of its servers.
+fn check_forwarding(table: &Reader<'_>, real: &[Reader<'_>], sorry: Option<&Reader<'_>>, report: &mut Report<'_>) {
+    let line = |table: &Reader<'_>| (!table.has("forwarding")).then(|| report.line(&table.span));
+    let lines: Vec<usize> = real.iter().filter_map(line).collect();
+    let sorry = sorry.and_then(line).map(|line| format!("under the sorry_server on line {line}"));
+    let real = match lines.as_slice() {
+        [] => None,
+        [line] => Some(format!("under the real_server on line {line}")),
+        [line, ..] => Some(format!("under each of {} real servers, the first on line {line}", lines.len())),
     };
-    table.require("forwarding", r#""nat", "dr" or "tun""#, &help, report);
-}
-
-fn count(table: &Reader<'_>, count: &mut usize, report: &mut Report<'_>) {
-    *count += 1;
-    if u32::try_from(*count).is_ok_and(|count| count == REAL_SERVERS_MAX + 1) {
-        let message = format!("more than {REAL_SERVERS_MAX} real servers in all, must be at most {REAL_SERVERS_MAX}");
-        let help = "this is the first too many; each virtual server counts its own; give the rest to another instance";
-        report.error(&table.span, message, Some(help.into()));
+    let elsewhere: Vec<String> = real.into_iter().chain(sorry).collect();
+    if !elsewhere.is_empty() {
+        let help = format!("write it here, or {}", elsewhere.join(", and "));
+        table.require("forwarding", r#""nat", "dr" or "tun""#, &help, report);
     }
 }
 
 fn read(
     table: &Reader<'_>,
-    parent: &Parent<'_>,
-    first: &mut HashMap<SocketAddr, usize>,
+    parent: &mut Parent<'_>,
+    lines: &mut HashMap<SocketAddr, usize>,
     report: &mut Report<'_>,
 ) -> Option<RealServer> {
-    table.require("address", r#""ip:port" or "ip""#, r#"write address = "10.0.1.11:80""#, report);
     let weight = table.integer("weight", 0..=u16::MAX, WEIGHT_HELP, report).map_or(Weight::ONE, Weight::new);
-    let own = table.word("forwarding", &FORWARDING_METHODS, report);
-    let inherited = if table.has("forwarding") { None } else { parent.forwarding };
-    let written = written_address(table, report)?;
-    let address = fit(&written, own.or(inherited), parent, table, report)?;
-    if let Some(line) = first.insert(address, report.line(&written.span())) {
+    let thresholds = thresholds(table, report);
+    let site = site(table, r#"write address = "10.0.1.11:80""#, parent, report)?;
+    let Site { address, forwarding, ref span } = site;
+    if let Some(line) = lines.insert(address, report.line(span)) {
         let message = format!("{} {address} is there twice, first on line {line}", schema::REAL_SERVER.path);
         let help = "remove one of the two; a larger weight gives a real server more connections".to_owned();
-        report.error(&written.span(), message, Some(help));
+        report.error(span, message, Some(help));
+    } else {
+        parent.claim_nat(table, &site, report);
     }
-    Some(RealServer { address, weight, forwarding: own.or(inherited)? })
+    Some(RealServer { address, weight, forwarding: forwarding?, thresholds })
+}
+
+fn thresholds(table: &Reader<'_>, report: &mut Report<'_>) -> Thresholds {
+    let mut threshold = |key| table.integer(key, 0..=u32::MAX, THRESHOLD_HELP, report);
+    let (upper, lower) = (threshold("upper_threshold"), threshold("lower_threshold"));
+    let unreadable = upper.is_none() && !table.lacks("upper_threshold", report);
+    let thresholds = Thresholds { upper: upper.unwrap_or_default(), lower: lower.unwrap_or_default() };
+    if !unreadable && thresholds.lower > thresholds.upper {
+        report_lower_threshold(table, thresholds, report);
+    }
+    thresholds
+}
+
+fn report_lower_threshold(table: &Reader<'_>, thresholds: Thresholds, report: &mut Report<'_>) {
+    let Thresholds { upper, lower } = thresholds;
+    let span = table.place("lower_threshold").unwrap_or_else(|| table.span.clone());
+    let path = table.path("lower_threshold");
+    let (message, help) = match table.place("upper_threshold") {
+        Some(place) if upper > 0 => (
+            format!("{path} is {lower}, must be at most upper_threshold, {upper} on line {}", report.line(&place)),
+            "with fewer connections than it a real server that had too many takes new ones again",
+        ),
+        Some(_) | None => (
+            format!("{path} is {lower} without an upper_threshold, must be 0"),
+            "write upper_threshold, the connections from which on it takes no new ones, or remove it",
+        ),
+    };
+    report.error(&span, message, Some(help.to_owned()));
+}
+
+/// Where the server in `table` is; `None` when that is wrong or missing, for which `example` is the way out.
+pub fn site(table: &Reader<'_>, example: &str, parent: &mut Parent<'_>, report: &mut Report<'_>) -> Option<Site> {
+    parent.tally.count(table, report);
+    table.require("address", r#""ip:port" or "ip""#, example, report);
+    let own = table.word("forwarding", &FORWARDING_METHODS, report);
+    let inherited = if table.has("forwarding") { None } else { parent.forwarding };
+    let forwarding = own.or(inherited);
+    if forwarding == Some(ForwardingMethod::Nat) {
+        parent.first_nat.get_or_insert(report.line(&table.span));
+    }
+    let written = written_address(table, report)?;
+    let address = fit(&written, forwarding, parent, table, report)?;
+    Some(Site { address, forwarding, span: written.span() })
 }
 
 fn written_address(table: &Reader<'_>, report: &mut Report<'_>) -> Option<Spanned<address::Written>> {
     let text = table.string("address", report)?;
-    match address::parse(text.get_ref(), address::REAL_SERVER) {
+    match address::parse(text.get_ref(), Role::RealServer) {
         Ok(written) => Some(Spanned::new(text.span(), written)),
         Err(address::Fault { what, help }) => {
             let message = format!("{} is \"{}\", {what}", table.path("address"), text.get_ref().escape_debug());
@@ -100,7 +209,7 @@ fn written_address(table: &Reader<'_>, report: &mut Report<'_>) -> Option<Spanne
     }
 }
 
-/// Checks that the real server at `written` can serve its virtual server; yields its address and port.
+/// Checks that the server at `written` can serve its virtual server; yields its address and port.
 fn fit(
     written: &Spanned<address::Written>,
     forwarding: Option<ForwardingMethod>,
@@ -112,7 +221,6 @@ fn fit(
     let Some((vip, line)) = parent.address else {
         return port.map(|port| SocketAddr::new(ip, port));
     };
-    let address = SocketAddr::new(ip, port.unwrap_or(vip.port()));
     let (path, family) = (table.path("address"), |v4| if v4 { "IPv4" } else { "IPv6" });
     if ip.is_ipv4() != vip.is_ipv4() {
         let (found, allowed) = (family(ip.is_ipv4()), family(vip.is_ipv4()));
@@ -129,12 +237,27 @@ fn fit(
         Some(ForwardingMethod::Dr | ForwardingMethod::Tun) => forwarding,
         Some(ForwardingMethod::Nat) | None => None,
     };
-    if let Some(method) = keeps_port.filter(|_| address.port() != vip.port()) {
-        let (found, allowed, name) = (address.port(), vip.port(), method.name());
-        let message =
-            format!("{path} has port {found}, must be {allowed} as on line {line}: {name} does not change ports");
-        let meant = address::with_port(ip, allowed);
-        report.error(span, message, Some(format!("write \"{meant}\", or forwarding = \"nat\"")));
+    let wrong = match (vip.port(), port) {
+        (_, None) | (0, Some(0)) => None,
+        (0, Some(port)) => Some((
+            format!(
+                "port {port}, must have none: the virtual server on line {line} serves all ports, and packets keep theirs"
+            ),
+            format!("write \"{}\"", address::alone(ip)),
+        )),
+        (allowed, Some(0)) => Some((
+            format!("port 0, must be {}", Role::RealServer.ports()),
+            format!("write \"{}\"; 0 is for a virtual server on all ports", address::with_port(ip, allowed)),
+        )),
+        (allowed, Some(found)) => keeps_port.filter(|_| found != allowed).map(|method| {
+            (
+                format!("port {found}, must be {allowed} as on line {line}: {} does not change ports", method.name()),
+                format!("write \"{}\", or forwarding = \"nat\"", address::with_port(ip, allowed)),
+            )
+        }),
+    };
+    if let Some((what, help)) = wrong {
+        report.error(span, format!("{path} has {what}"), Some(help));
     }
-    Some(address)
+    Some(SocketAddr::new(ip, port.unwrap_or(vip.port())))
 }

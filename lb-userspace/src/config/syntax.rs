@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::diagnostic::{Diagnostic, Excerpt};
 use super::keepalived;
 use super::lines::Lines;
-use super::schema;
+use super::schema::{self, Kind};
 
 /// More than this is no configuration with slips in it, but a file of another kind.
 const ERRORS_MAX: usize = 20;
@@ -209,6 +209,9 @@ fn header_way_out(line: &str, first: Option<usize>) -> Option<String> {
     }
 }
 
+/// The seconds that keepalived takes for its keyword without a number.
+const KEEPALIVED_PERSISTENCE: &str = "360";
+
 /// `lb_algo rr` was meant as `lb_algo = "rr"`.
 fn equals_sign_way_out(line: &str) -> String {
     let words: Vec<&str> = keepalived::code(line).split_whitespace().collect();
@@ -217,8 +220,12 @@ fn equals_sign_way_out(line: &str) -> String {
         ["interfaces", names @ ..] if keepalived::is_bare_list(&names.join(" ")) => {
             keepalived::way_out("interfaces", &names.join(" "))
         }
-        [key @ ("virtual_server" | "real_server"), ip, port] => keepalived::way_out(key, &format!("{ip} {port}")),
-        [key, ..] if schema::is_later(key) => keepalived::way_out(key, ""),
+        [key @ ("virtual_server" | "real_server" | "sorry_server"), ip, port] => {
+            keepalived::way_out(key, &format!("{ip} {port}"))
+        }
+        [key, ..] if schema::is_later(key) || schema::moved(key).is_some() => keepalived::way_out(key, ""),
+        [flag] if schema::kind(flag) == Some(Kind::Boolean) => keepalived::way_out(flag, ""),
+        ["persistence_timeout"] => keepalived::way_out("persistence_timeout", KEEPALIVED_PERSISTENCE),
         _ => "write it as: key = value".to_owned(),
     }
 }
@@ -241,12 +248,17 @@ fn own_words(line: &str) -> Option<(Range<usize>, String, String)> {
             "write one after the \"=\", or remove the line".to_owned(),
         ));
     }
-    let is_bare = is_bare_text(value) || key == "interfaces" && keepalived::is_bare_list(value);
-    let must = match key {
-        "weight" | "connections_max" => "must be a number",
-        "packet_log" => "must be true or false",
-        "interfaces" => "must be in [ ], each name in quotes",
-        _ => "must be in quotes",
+    let kind = schema::kind(key);
+    let is_bare = is_bare_text(value) || kind == Some(Kind::List) && keepalived::is_bare_list(value);
+    let must = match kind {
+        Some(Kind::Number) => "must be a number",
+        Some(Kind::Boolean) => "must be true or false",
+        Some(Kind::List) => "must be in [ ], each name in quotes",
+        Some(Kind::Table) => "must be a table",
+        Some(Kind::Duration(_)) if !value.starts_with(|c: char| c.is_ascii_digit()) => {
+            "must be a number and its unit in quotes"
+        }
+        Some(Kind::Text | Kind::Duration(_)) | None => "must be in quotes",
     };
     is_bare.then(|| (start..start + value.len(), format!("{key} is {value}, {must}"), keepalived::way_out(key, value)))
 }
@@ -285,8 +297,11 @@ fn mended_header(line: &str) -> String {
     let word = |character: &char| character.is_alphanumeric() || matches!(character, '_' | '-' | '.' | '"' | '\'');
     let name = line.trim_start().trim_start_matches(['[', ' ']);
     let name: String = name.chars().take_while(word).collect();
-    let array = line.trim_start().starts_with("[[") || name.starts_with("virtual_server");
-    if array { format!("[[{name}]]") } else { format!("[{name}]") }
+    match schema::TABLES.iter().find(|table| table.path == name) {
+        Some(table) if !name.is_empty() => table.header.to_owned(),
+        Some(_) | None if line.trim_start().starts_with("[[") => format!("[[{name}]]"),
+        Some(_) | None => format!("[{name}]"),
+    }
 }
 
 fn errors_without(lines: &[String], numbers: std::ops::RangeInclusive<usize>) -> usize {

@@ -3,13 +3,15 @@
 //! What it refuses, and in which words, is in `tests/config_errors.rs`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lb_common::net::Protocol;
-use lb_common::service::{ForwardingMethod, Scheduler};
+use lb_common::service::{ForwardingMethod, Refusal, Scheduler};
 use proptest::prelude::*;
 
-use super::schema::{Presence, TABLES};
+use super::schema::{Kind, Presence, TABLES};
 use super::*;
+use crate::model::{Persistence, Policy, Removal, Thresholds};
 
 const MINIMAL: &str = r#"
 [xdp]
@@ -65,8 +67,12 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.xdp.connections_max, 1_000_000);
     assert_eq!(config.xdp.pin_directory, Path::new("/sys/fs/bpf/evenkeel"));
     assert!(!config.xdp.packet_log);
+    assert_eq!(config.xdp.reject_rate, 1000);
+    let Timeouts { tcp, tcp_fin, udp } = config.timeouts;
+    assert_eq!([tcp, tcp_fin, udp].map(|timeout| timeout.as_secs()), [900, 120, 300]);
     let server = &config.virtual_servers[0];
-    assert_eq!((server.scheduler, server.real_servers[0].weight.get()), (Scheduler::Rr, 1));
+    assert_eq!((server.policy, server.sorry_server), (Policy::new(Scheduler::Rr), None));
+    assert_eq!((server.real_servers[0].weight.get(), server.real_servers[0].thresholds), (1, Thresholds::default()));
 }
 
 #[test]
@@ -103,6 +109,141 @@ packet_log = true
             ("[2001:db8:1::2]:5353".to_owned(), 0, ForwardingMethod::Nat),
             ("[2001:db8:1::3]:53".to_owned(), 1, ForwardingMethod::Dr),
         ]
+    );
+}
+
+#[test]
+fn written_policies_are_taken() {
+    let config = accepted(
+        r#"
+[timeouts]
+tcp = "4h"
+tcp_fin = "1s"
+udp = "1m 30s"
+[xdp]
+interfaces = ["eth0"]
+reject_rate = 0
+[[virtual_server]]
+address = "10.0.0.100:0"
+protocol = "tcp"
+scheduler = "mh"
+hash_port = true
+hash_fallback = true
+forwarding = "dr"
+persistence_timeout = "5m"
+persistence_granularity = "255.255.255.0"
+sloppy_tcp = true
+slow_start = "30s"
+no_real_server = "drop"
+unknown_connection = "drop"
+removed_real_server = "expire"
+sorry_server = { address = "10.0.1.99", forwarding = "tun" }
+real_server = [
+    { address = "10.0.1.11", upper_threshold = 4294967295, lower_threshold = 4294967295 },
+    { address = "10.0.1.12:0", forwarding = "nat", upper_threshold = 10 },
+]
+"#,
+    );
+    let Timeouts { tcp, tcp_fin, udp } = config.timeouts;
+    assert_eq!([tcp, tcp_fin, udp].map(|timeout| timeout.as_secs()), [14_400, 1, 90]);
+    assert_eq!(config.xdp.reject_rate, 0);
+    let [server] = config.virtual_servers.as_slice() else { panic!("{config:?}") };
+    let policy = Policy {
+        scheduler: Scheduler::Mh,
+        hash_port: true,
+        hash_fallback: true,
+        persistence: Some(Persistence { timeout: Duration::from_secs(300), prefix_length: 24 }),
+        one_packet: false,
+        sloppy_tcp: true,
+        slow_start: Duration::from_secs(30),
+        no_real_server: Refusal::Drop,
+        unknown_connection: Refusal::Drop,
+        removed_real_server: Removal::Expire,
+    };
+    assert_eq!(server.policy, policy);
+    let thresholds: Vec<_> = server.real_servers.iter().map(|real| real.thresholds).collect();
+    assert_eq!(thresholds, [Thresholds { upper: u32::MAX, lower: u32::MAX }, Thresholds { upper: 10, lower: 0 }]);
+    let addresses =
+        server.real_servers.iter().chain(&server.sorry_server).map(|real| (real.address.to_string(), real.forwarding));
+    assert_eq!(
+        addresses.collect::<Vec<_>>(),
+        [
+            ("10.0.1.11:0".to_owned(), ForwardingMethod::Dr),
+            ("10.0.1.12:0".to_owned(), ForwardingMethod::Nat),
+            ("10.0.1.99:0".to_owned(), ForwardingMethod::Tun),
+        ]
+    );
+}
+
+#[test]
+fn every_scheduler_of_the_packet_path_can_be_asked_for() {
+    for scheduler in Scheduler::ALL {
+        let text = MINIMAL.replace("forwarding", &format!("scheduler = \"{}\"\nforwarding", scheduler.name()));
+        assert_eq!(accepted(&text).virtual_servers[0].policy.scheduler, scheduler);
+    }
+}
+
+#[test]
+fn a_persistent_client_is_one_address_unless_the_file_says_otherwise() {
+    let prefix_length = |address: &str, real: &str, granularity: &str| {
+        let head = format!("persistence_timeout = \"5m\"\n{granularity}\nforwarding");
+        let text = MINIMAL.replace("10.0.0.100", address).replace("10.0.1.11", real).replace("forwarding", &head);
+        accepted(&text).virtual_servers[0].policy.persistence.map(|persistence| persistence.prefix_length)
+    };
+    assert_eq!(prefix_length("10.0.0.100", "10.0.1.11", ""), Some(32));
+    assert_eq!(prefix_length("[fd77::100]", "fd77:1::11", ""), Some(128));
+    assert_eq!(prefix_length("10.0.0.100", "10.0.1.11", "persistence_granularity = 0x10"), Some(16));
+    assert_eq!(prefix_length("[fd77::100]", "fd77:1::11", "persistence_granularity = \"64\""), Some(64));
+}
+
+/// It may be written out everywhere, as full.toml does; only another value contradicts.
+#[test]
+fn a_default_contradicts_nothing() {
+    let defaults = r#"hash_port = false
+hash_fallback = false
+one_packet = false
+sloppy_tcp = false
+unknown_connection = "reject"
+protocol = "#;
+    for protocol in ["tcp", "udp"] {
+        let text = MINIMAL.replace("\"tcp\"", &format!("\"{protocol}\""));
+        assert_eq!(accepted(&text.replace("protocol = ", defaults)), accepted(&text));
+    }
+}
+
+#[test]
+fn datagrams_that_leave_no_memory_may_go_by_dr_and_tun() {
+    let text = MINIMAL.replace("\"tcp\"", "\"udp\"\none_packet = true");
+    for forwarding in ["dr", "tun"] {
+        let config = accepted(&text.replace("\"nat\"", &format!("\"{forwarding}\"")));
+        assert!(config.virtual_servers[0].policy.one_packet);
+    }
+}
+
+#[test]
+fn one_address_may_serve_sixty_four_virtual_servers_by_nat_and_more_otherwise() {
+    let servers = |count: u16, protocol: &str, forwarding: &str| -> String {
+        let server = |last: u16| {
+            format!(
+                "[[virtual_server]]\naddress = \"10.0.0.{last}:80\"\nprotocol = \"{protocol}\"\nforwarding = \"{forwarding}\"\n\
+                 [[virtual_server.real_server]]\naddress = \"10.1.0.1\"\n"
+            )
+        };
+        (1..=count).map(server).collect()
+    };
+    let xdp = "[xdp]\ninterfaces = [\"eth0\"]\n";
+    let both = format!("{xdp}{}{}", servers(64, "tcp", "nat"), servers(64, "udp", "nat"));
+    assert_eq!(accepted(&both).virtual_servers.len(), 128);
+    assert_eq!(accepted(&format!("{xdp}{}", servers(65, "tcp", "dr"))).virtual_servers.len(), 65);
+    let over = parse("x", &format!("{xdp}{}", servers(66, "tcp", "nat"))).unwrap_err();
+    let messages: Vec<_> = over.iter().map(|error| (error.line, error.message.as_str())).collect();
+    // The 65th virtual server has six lines, below 2 + 64 * 6 others.
+    assert_eq!(
+        messages,
+        [(
+            392,
+            "virtual_server.real_server.address is 10.1.0.1:80, which serves 64 virtual servers of protocol tcp by nat already, must be at most 64"
+        )]
     );
 }
 
@@ -153,7 +294,7 @@ fn full_toml_has_every_key_of_the_parser_and_states_its_default() {
     for table in TABLES.iter().filter(|table| !table.header.is_empty()) {
         let lines = section(&full, table.header);
         assert!(!lines.is_empty(), "{} is not in full.toml", table.header);
-        for key in table.keys.iter().filter(|key| key.name != "real_server") {
+        for key in table.keys.iter().filter(|key| key.kind != Kind::Table) {
             let start = format!("{} = ", key.name);
             let Some(at) = lines.iter().position(|line| line.starts_with(&start)) else {
                 panic!("{} has no {} in full.toml", table.header, key.name);
@@ -182,12 +323,20 @@ fn the_defaults_of_the_schema_are_those_of_the_parser() {
             let Presence::Default(default) = key.presence else { continue };
             let line = format!("{}\n{} = {default}\n", table.header, key.name);
             let written = match table.header {
-                "[global]" => format!("{line}{MINIMAL}"),
+                "[global]" | "[timeouts]" => format!("{line}{MINIMAL}"),
                 header => MINIMAL.replace(&format!("{header}\n"), &line),
             };
             assert_ne!(written, MINIMAL);
             assert_eq!(accepted(&written), accepted(MINIMAL), "{} {}", table.header, key.name);
         }
+    }
+}
+
+#[test]
+fn keys_of_one_name_are_written_alike() {
+    let keys = || TABLES.iter().flat_map(|table| table.keys);
+    for key in keys() {
+        assert!(keys().filter(|other| other.name == key.name).all(|other| other.kind == key.kind), "{}", key.name);
     }
 }
 
@@ -212,7 +361,8 @@ fn a_full_table_is_accepted_and_one_more_is_not() {
             let head = format!(
                 "[[virtual_server]]\naddress = \"10.0.0.1:{port}\"\nprotocol = \"tcp\"\nforwarding = \"nat\"\n"
             );
-            let real = |at: u16| format!("[[virtual_server.real_server]]\naddress = \"10.1.0.1:{}\"\n", at + 1);
+            let host = port / 64;
+            let real = |at: u16| format!("[[virtual_server.real_server]]\naddress = \"10.1.{host}.1:{}\"\n", at + 1);
             head + &(0..real_servers).map(real).collect::<String>()
         };
         let all: String = (1..=count).map(server).collect();

@@ -6,11 +6,12 @@ use std::ops::Range;
 
 use lb_common::VIRTUAL_SERVERS_MAX;
 use lb_common::net::Protocol;
-use lb_common::service::{ForwardingMethod, Scheduler};
+use lb_common::service::ForwardingMethod;
 
-use super::address;
+use super::address::{self, Role};
+use super::policy;
 use super::reader::{Reader, Words};
-use super::real_server::{self, Parent};
+use super::real_server::{self, Parent, Servers, Tally};
 use super::report::Report;
 use super::schema;
 use crate::model::{Service, VirtualServer};
@@ -21,17 +22,13 @@ const PROTOCOL_HELP: &str = r#"write protocol = "tcp" or protocol = "udp""#;
 
 /// The words of `protocol`.
 pub static PROTOCOLS: Words<Protocol> =
-    Words { now: &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], later: &["sctp"] };
-/// The words of `scheduler`.
-pub static SCHEDULERS: Words<Scheduler> = Words {
-    now: &[("rr", Scheduler::Rr)],
-    later: &["wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq", "fo", "ovf", "lblc", "lblcr", "twos"],
-};
+    Words { now: &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], later: &["sctp"], never: &[] };
 
 /// How packets reach a real server: the words of `forwarding`.
 pub static FORWARDING_METHODS: Words<ForwardingMethod> = Words {
     now: &[("nat", ForwardingMethod::Nat), ("dr", ForwardingMethod::Dr), ("tun", ForwardingMethod::Tun)],
     later: &[],
+    never: &[],
 };
 
 /// What other virtual servers have claimed, and on which line.
@@ -39,7 +36,7 @@ pub static FORWARDING_METHODS: Words<ForwardingMethod> = Words {
 struct Claimed {
     services: HashMap<Service, usize>,
     names: HashMap<String, usize>,
-    real_servers: usize,
+    tally: Tally,
 }
 
 /// Reads every `[[virtual_server]]`; those with errors are left out.
@@ -63,20 +60,25 @@ fn read(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> O
     let address = vip(table, report);
     table.require("protocol", r#""tcp" or "udp""#, PROTOCOL_HELP, report);
     let protocol = table.word("protocol", &PROTOCOLS, report);
-    let scheduler = table.word("scheduler", &SCHEDULERS, report).unwrap_or(Scheduler::Rr);
     let forwarding = table.word("forwarding", &FORWARDING_METHODS, report);
     let service = address.as_ref().zip(protocol).map(|((address, span), protocol)| {
         let service = Service { address: *address, protocol };
         claim_service(service, span, claimed, report);
         service
     });
-    let parent = Parent {
+    let policy = policy::read(table, address.as_ref().map(|(address, _)| address.ip()), protocol, report);
+    let mut parent = Parent {
         address: address.map(|(address, span)| (address, report.line(&span))),
+        protocol,
         forwarding,
-        count: &mut claimed.real_servers,
+        tally: &mut claimed.tally,
+        first_nat: None,
     };
-    let real_servers = real_server::read_all(table, parent, report);
-    Some(VirtualServer { name, service: service?, scheduler, real_servers })
+    let Servers { real: real_servers, sorry: sorry_server } = real_server::read_all(table, &mut parent, report);
+    if let Some(line) = parent.first_nat.filter(|_| policy.one_packet) {
+        policy::report_one_packet_nat(table, line, report);
+    }
+    Some(VirtualServer { name, service: service?, policy, real_servers, sorry_server })
 }
 
 fn name(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> Option<String> {
@@ -102,13 +104,14 @@ fn name(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> O
 fn vip(table: &Reader<'_>, report: &mut Report<'_>) -> Option<(SocketAddr, Range<usize>)> {
     let written = table.string("address", report)?;
     let (path, text, span) = (table.path("address"), *written.get_ref(), written.span());
-    let read = address::parse(text, address::VIRTUAL_SERVER);
+    let read = address::parse(text, Role::VirtualServer);
     let (what, help) = match read {
         Ok(address::Written { ip, port: Some(port) }) => return Some((SocketAddr::new(ip, port), span)),
         Ok(address::Written { port: None, .. }) if table.has("port") => return None,
         Ok(address::Written { ip, port: None }) => {
-            let example = address::with_port(ip, 80);
-            ("must have a port, 1..=65535".to_owned(), Some(format!("write \"{example}\" for port 80")))
+            let [http, all] = [80, 0].map(|port| address::with_port(ip, port));
+            let help = format!("write \"{http}\" for port 80, or \"{all}\" for all ports");
+            (format!("must have a port, {}", Role::VirtualServer.ports()), Some(help))
         }
         Err(address::Fault { what, help }) => (what, help),
     };

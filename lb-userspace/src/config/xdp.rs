@@ -13,13 +13,20 @@ use super::schema;
 const INTERFACE_LENGTH_MAX: usize = 15;
 const CONNECTIONS: u32 = 1_000_000;
 const CONNECTIONS_RANGE: RangeInclusive<u32> = 1024..=100_000_000;
-const CONNECTIONS_HELP: &str = "it counts entries of the connection table; a connection takes one, with NAT two";
+const CONNECTIONS_HELP: &str = "it counts live connections; each takes 27 bytes of kernel memory, and 60 when any virtual \
+                                server has an IPv6 address or serves all ports";
+const REJECTS: u32 = 1000;
+const REJECTS_RANGE: RangeInclusive<u32> = 0..=1_000_000;
+const REJECTS_HELP: &str = "it counts RSTs and ICMP errors a second and CPU; 0 sends none";
 const PIN_DIRECTORY: &str = "/sys/fs/bpf/evenkeel";
 const INTERFACES_EXAMPLE: &str = r#"name what the clients' packets arrive on: interfaces = ["eth0"]"#;
 
 /// The words of `mode`.
-pub static MODES: Words<XdpMode> =
-    Words { now: &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)], later: &[] };
+pub static MODES: Words<XdpMode> = Words {
+    now: &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)],
+    later: &[],
+    never: &[],
+};
 
 /// Reads `[xdp]`, which must be there when it is the `backend`; each value that is missing has its default.
 pub fn read(root: &Reader<'_>, backend: Option<Backend>, report: &mut Report<'_>) -> Option<Xdp> {
@@ -32,12 +39,14 @@ pub fn read(root: &Reader<'_>, backend: Option<Backend>, report: &mut Report<'_>
     let interfaces = interfaces(&table, report);
     let mode = table.word("mode", &MODES, report).unwrap_or(XdpMode::Auto);
     let connections_max = table.integer("connections_max", CONNECTIONS_RANGE, CONNECTIONS_HELP, report);
+    let reject_rate = table.integer("reject_rate", REJECTS_RANGE, REJECTS_HELP, report);
     let pin_directory = path(&table, "pin_directory", report).unwrap_or_else(|| PIN_DIRECTORY.into());
     let packet_log = table.boolean("packet_log", report).unwrap_or(false);
     Some(Xdp {
         interfaces: interfaces?,
         mode,
         connections_max: connections_max.unwrap_or(CONNECTIONS),
+        reject_rate: reject_rate.unwrap_or(REJECTS),
         pin_directory,
         packet_log,
     })
