@@ -7,9 +7,9 @@ use crate::cost::{Cost, Spread};
 use crate::director::{Director, Program};
 use crate::generator::{Contestant, Generator};
 use crate::matrix::{Experiment, Family, Kind, Path};
+use crate::memory;
 use crate::packet::{self, ACK, SYN};
 use crate::report::{Finding, Lru};
-use crate::memory;
 
 /// How much is spent on a figure.
 #[derive(Clone, Copy, Debug)]

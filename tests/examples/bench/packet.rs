@@ -79,8 +79,7 @@ fn network(subnet: u16, n: u16) -> IpAddr {
 pub fn config(family: Family, path: Path, flags: u8) -> BenchConfig {
     let is_reply = path == Path::NatReply;
     let (client, vip, real) = (family.client(), family.vip(), family.real(path, 0));
-    let (source, destination, mac) =
-        if is_reply { (real, client, real_mac(0)) } else { (client, vip, ROUTER_MAC) };
+    let (source, destination, mac) = if is_reply { (real, client, real_mac(0)) } else { (client, vip, ROUTER_MAC) };
     let packet = ip_packet(source, destination, flags);
     // Where the last four octets of the client's address and the ports lie, in words of the packet.
     let (address_word, ports_word) = match (family, is_reply) {

@@ -55,8 +55,7 @@ fn nanoseconds(cost: Cost) -> f64 {
 
 /// Writes the curve of `findings` in both formats; `false` where none is of established connections.
 pub fn write(findings: &[Finding], svg: &FilePath, png: &FilePath) -> Result<bool> {
-    let shown: Vec<&Finding> =
-        findings.iter().filter(|finding| finding.experiment.kind == Kind::Established).collect();
+    let shown: Vec<&Finding> = findings.iter().filter(|finding| finding.experiment.kind == Kind::Established).collect();
     if shown.is_empty() {
         return Ok(false);
     }
