@@ -85,10 +85,7 @@ pub const fn next_random(state: u64) -> u64 {
 /// A number below `bound` by the upper half of a state, the half that is random.
 #[inline(always)]
 pub const fn below(state: u64, bound: u32) -> u32 {
-    #[expect(clippy::cast_possible_truncation, reason = "below a bound of 32 bits")]
-    {
-        ((state >> 32) * bound as u64 >> 32) as u32
-    }
+    (((state >> 32) * bound as u64) >> 32) as u32
 }
 
 #[cfg(test)]

@@ -161,9 +161,9 @@ impl fmt::Display for Experiment {
 pub fn size(flows: u32) -> String {
     match flows {
         0 => "0".to_owned(),
-        _ if flows % 1_000_000 == 0 => format!("{}M", flows / 1_000_000),
-        _ if flows % 1024 == 0 => format!("{}k", flows / 1024),
-        _ if flows % 1000 == 0 => format!("{}k", flows / 1000),
+        _ if flows.is_multiple_of(1_000_000) => format!("{}M", flows / 1_000_000),
+        _ if flows.is_multiple_of(1024) => format!("{}k", flows / 1024),
+        _ if flows.is_multiple_of(1000) => format!("{}k", flows / 1000),
         _ => flows.to_string(),
     }
 }
