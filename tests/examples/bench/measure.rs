@@ -93,11 +93,11 @@ impl Bench {
                 let before = director.packets()?;
                 if experiment.kind == Kind::FirstAck {
                     self.generator.send_each(Contestant::Table, syn)?;
-                    check(&director, before, experiment.flows)?;
+                    check(&mut director, before, experiment.flows)?;
                 }
                 let before = director.packets()?;
                 run.add(Contestant::Table, self.generator.send_each(Contestant::Table, measured)?);
-                check(&director, before, experiment.flows)?;
+                check(&mut director, before, experiment.flows)?;
                 let (entered, flows) = (director.connections()?, u64::from(experiment.flows));
                 ensure!(entered + flows / LOST_ONE_IN >= flows, "only {entered} of {flows} connections were entered");
                 for control in controls(&experiment) {
@@ -128,14 +128,14 @@ impl Bench {
 
     /// A director with the experiment's virtual server, which `contestant` runs through from now on.
     fn director(&mut self, contestant: Contestant, program: Program<'_>, experiment: &Experiment) -> Result<Director> {
-        let director = Director::serving(program, experiment)?;
+        let mut director = Director::serving(program, experiment)?;
         self.generator.enter(contestant, director.program()?)?;
         Ok(director)
     }
 
     /// A director that knows all flows of the experiment, by as many packets of each as make it established for good.
     fn filled(&mut self, contestant: Contestant, program: Program<'_>, experiment: &Experiment) -> Result<Director> {
-        let director = self.director(contestant, program, experiment)?;
+        let mut director = self.director(contestant, program, experiment)?;
         let request = match experiment.path {
             Path::NatReply => Path::NatRequest,
             path @ (Path::NatRequest | Path::Dr | Path::Tun) => path,
@@ -148,7 +148,7 @@ impl Bench {
         for (path, flags) in phases {
             let before = director.packets()?;
             self.generator.send_each(contestant, config(experiment, path, flags))?;
-            check(&director, before, experiment.flows)?;
+            check(&mut director, before, experiment.flows)?;
         }
         Ok(director)
     }
@@ -175,7 +175,7 @@ fn room(experiment: &Experiment) -> Option<Contestant> {
 }
 
 /// Checks that the director has forwarded `sent` packets since it had forwarded `before`.
-fn check(director: &Director, before: u64, sent: u32) -> Result<()> {
+fn check(director: &mut Director, before: u64, sent: u32) -> Result<()> {
     let (forwarded, sent) = (director.packets()?.saturating_sub(before), u64::from(sent));
     if forwarded + sent / LOST_ONE_IN >= sent && forwarded <= sent {
         return Ok(());
