@@ -5,6 +5,7 @@
 
 mod cost;
 mod director;
+mod floor;
 mod generator;
 mod matrix;
 mod measure;
@@ -71,7 +72,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     settle()?;
     let (default_runs, packets) = if *quick { (3, 200_000) } else { (9, 1_000_000) };
     let effort = Effort { runs: runs.unwrap_or(default_runs), packets };
-    let mut bench = Bench { generator: Generator::load(&read(generator)?)?, lru: read(lru)?, effort };
+    let mut bench = Bench::new(Generator::load(&read(generator)?)?, read(lru)?, effort);
     let mut findings = Vec::new();
     let mut failures = 0;
     for (experiment, number) in experiments.iter().zip(1..) {

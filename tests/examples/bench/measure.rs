@@ -1,5 +1,7 @@
 //! How a figure is found: tables filled by the program itself, and contestants that take turns.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result, ensure};
 use lb_common::bench::BenchConfig;
 
@@ -7,9 +9,9 @@ use crate::cost::{Cost, Spread};
 use crate::director::{Director, Program};
 use crate::generator::{Contestant, Generator};
 use crate::matrix::{Experiment, Family, Kind, Path};
-use crate::memory;
 use crate::packet::{self, ACK, SYN};
 use crate::report::{Finding, Lru};
+use crate::{floor, memory};
 
 /// How much is spent on a figure.
 #[derive(Clone, Copy, Debug)]
@@ -22,16 +24,24 @@ pub struct Effort {
 
 /// What measures.
 pub struct Bench {
-    pub generator: Generator,
-    /// The object with the LRU_HASH.
-    pub lru: Vec<u8>,
-    pub effort: Effort,
+    generator: Generator,
+    lru: Vec<u8>,
+    effort: Effort,
+    floors: BTreeMap<u32, Option<Cost>>,
 }
+
+/// From so many flows on, a read of the table's memory is worth comparing with.
+const FLOOR_FLOWS: u32 = 65_536;
 
 /// Of so many packets of known flows one may fail to be forwarded: of ten million flows some find no slot.
 const LOST_ONE_IN: u64 = 1000;
 
 impl Bench {
+    /// One that measures with this effort; `lru` is the object with the LRU_HASH.
+    pub const fn new(generator: Generator, lru: Vec<u8>, effort: Effort) -> Self {
+        Self { generator, lru, effort, floors: BTreeMap::new() }
+    }
+
     /// Finds the figure of `experiment`.
     pub fn measure(&mut self, experiment: Experiment) -> Result<Finding> {
         match experiment.kind {
@@ -69,11 +79,12 @@ impl Bench {
                 scores.add(*contestant, cost);
             }
         }
-        let lru = match objection {
+        let lru_spread = match objection {
             Some(reason) => Lru::Skipped(reason),
             None => Lru::Measured(scores.above(Contestant::Lru, &experiment)?),
         };
-        self.finding(experiment, &scores, lru)
+        drop(lru);
+        Ok(Finding { lru: lru_spread, floor: self.floor(experiment.flows), ..finding(experiment, &scores)? })
     }
 
     /// Packets that open connections or establish them, each connection once, again and again from an empty table.
@@ -108,12 +119,15 @@ impl Bench {
                 scores.add(contestant, Cost::mean(&costs).context("no round")?);
             }
         }
-        self.finding(experiment, &scores, Lru::None)
+        finding(experiment, &scores)
     }
 
-    fn finding(&self, experiment: Experiment, scores: &Scores, lru: Lru) -> Result<Finding> {
-        let table = scores.above(Contestant::Table, &experiment)?;
-        Ok(Finding { experiment, table, lru, empty: scores.spread(Contestant::Empty)?.median })
+    /// What a read in the memory of a table for `flows` connections costs; asked once for each number of flows.
+    fn floor(&mut self, flows: u32) -> Option<Cost> {
+        if flows < FLOOR_FLOWS {
+            return None;
+        }
+        *self.floors.entry(flows).or_insert_with(|| floor::dependent_read(flows))
     }
 
     /// One run in random order, after one that is not counted and brings the caches to where they will be.
@@ -152,6 +166,13 @@ impl Bench {
         }
         Ok(director)
     }
+}
+
+/// What `scores` say of the program, without its control.
+fn finding(experiment: Experiment, scores: &Scores) -> Result<Finding> {
+    let table = scores.above(Contestant::Table, &experiment)?;
+    let empty = scores.spread(Contestant::Empty)?.median;
+    Ok(Finding { experiment, table, lru: Lru::None, floor: None, empty })
 }
 
 fn config(experiment: &Experiment, path: Path, flags: u8) -> BenchConfig {

@@ -128,6 +128,7 @@ impl Picture<'_> {
         for path in Path::ALL {
             self.lru(&mut chart, family, path)?;
         }
+        self.floor(&mut chart, family)?;
         for path in Path::ALL {
             self.limits(&mut chart, family, path)?;
             self.table(&mut chart, family, path)?;
@@ -162,6 +163,17 @@ impl Picture<'_> {
         let radius = self.px(2);
         chart.draw_series(LineSeries::new(points.clone(), GREY.stroke_width(self.scale)))?;
         chart.draw_series(points.into_iter().map(|point| Circle::new(point, radius, GREY.filled())))?;
+        Ok(())
+    }
+
+    /// What one read of as much memory costs: dots, since nothing was measured between them.
+    fn floor<DB: DrawingBackend>(&self, chart: &mut Chart<'_, DB>, family: Family) -> Drawn<DB> {
+        let radius = self.px(4);
+        let dots = self.of(family, Path::Dr).filter_map(|finding| {
+            let floor = nanoseconds(finding.floor?);
+            Some(Cross::new((f64::from(finding.experiment.flows), floor), radius, BLACK.stroke_width(self.scale)))
+        });
+        chart.draw_series(dots)?;
         Ok(())
     }
 
@@ -207,6 +219,9 @@ impl Picture<'_> {
         chart.draw_series(NOTHING)?.label("limit, in the colour of its curve").legend(bar);
         let grey = move |(x, y)| PathElement::new([(x, y), (x + length, y)], GREY.stroke_width(stroke / 2));
         chart.draw_series(NOTHING)?.label("the same with an LRU_HASH").legend(grey);
+        let (cross, width) = (self.px(4), self.scale);
+        let cross = move |(x, y)| Cross::new((x + length / 2, y), cross, BLACK.stroke_width(width));
+        chart.draw_series(NOTHING)?.label("one read of as much memory").legend(cross);
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::UpperLeft)
