@@ -176,6 +176,8 @@ pub mod service_flag {
     pub const HASH_PORT: u32 = 1 << 5;
     /// `sh`, `dh` and `mh` go to another real server where theirs takes no new connection.
     pub const HASH_FALLBACK: u32 = 1 << 6;
+    /// The TCP connections of a real server that is removed go on. For user space: packets see it in the real server's entry.
+    pub const KEEP_REMOVED: u32 = 1 << 7;
 }
 
 /// Value of `virtual_servers`, and at [`VirtualServerEntry::index`] of `services`, which the packet path reads.

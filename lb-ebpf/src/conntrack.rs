@@ -80,12 +80,12 @@ impl Place {
         }
     }
 
-    /// Gives a persistence template another real server.
+    /// Gives a persistence template another real server, unless another CPU does.
     #[inline(always)]
-    pub fn redirect(self, meta: Meta, real: u16, generation: u8) -> bool {
+    pub fn redirect(self, meta: Meta, real: u16, generation: u8) {
         let new = Meta::new(real, State::TEMPLATE_NEW, generation, clock::tick(), 0);
         // SAFETY: as in `advance`; templates are not counted.
-        unsafe { word::swap(self.0, meta.0, new.0) }
+        unsafe { word::swap(self.0, meta.0, new.0) };
     }
 
     /// The place that [`crate::replies::find_other`] has numbered.
@@ -112,17 +112,19 @@ pub fn find(key: u64, template: bool) -> Lookup {
     search(bucket, key, template)
 }
 
-/// As [`find`], with the place's number.
-#[inline(always)]
-pub fn find_number(key: u64) -> Option<(u32, Meta)> {
+/// The number of the place that [`find`] would find for a connection; [`NO_SLOT`] where there is none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn find_number(key: u64) -> u32 {
     let (one, two) = candidates(key);
-    let numbered = |bucket: u32| {
-        let slots = maps::CONNECTIONS.get_ptr_mut(bucket)?;
-        let Lookup::Found(place, meta) = search(slots, key, false) else { return None };
-        let offset = (place.0 as u64).wrapping_sub(slots as u64) >> 4;
-        Some((bucket * SLOTS as u32 + (offset as u32 & 7), meta))
-    };
-    numbered(one).or_else(|| numbered(two))
+    for bucket in [one, two] {
+        let Some(slots) = maps::CONNECTIONS.get_ptr_mut(bucket) else { return NO_SLOT };
+        if let Lookup::Found(place, _) = search(slots, key, false) {
+            let offset = (place.0 as u64).wrapping_sub(slots as u64) >> 4;
+            return bucket * SLOTS as u32 + (offset as u32 & 7);
+        }
+    }
+    NO_SLOT
 }
 
 #[inline(always)]
@@ -210,7 +212,8 @@ fn tally(change: impl Fn(&mut lb_common::connection::TableCounters)) {
     }
 }
 
-const NO_SLOT: u32 = u32::MAX;
+/// No place.
+pub const NO_SLOT: u32 = u32::MAX;
 
 /// The number of the free slot that a newcomer takes, of the two buckets in the halves of `buckets`.
 ///
@@ -222,22 +225,23 @@ pub extern "C" fn free_slot(buckets: u64) -> u32 {
     let (Some(first), Some(second)) = (maps::CONNECTIONS.get_ptr_mut(one), maps::CONNECTIONS.get_ptr_mut(two)) else {
         return NO_SLOT;
     };
-    let ((first_occupied, first_free), (second_occupied, second_free)) = (room(first), room(second));
+    let (first, second) = (room(first), room(second));
+    let (first_occupied, second_occupied) = (first >> 8, second >> 8);
     let has_room = |occupied: u64| occupied < SLOTS as u64;
     if has_room(first_occupied)
         && (first_occupied < PRIMARY_FILL || first_occupied <= second_occupied || !has_room(second_occupied))
     {
-        return one * SLOTS as u32 + first_free as u32;
+        return one * SLOTS as u32 + (first & 7) as u32;
     }
     if has_room(second_occupied) {
-        return two * SLOTS as u32 + second_free as u32;
+        return two * SLOTS as u32 + (second & 7) as u32;
     }
     NO_SLOT
 }
 
-/// How many slots are occupied, and the first that is not.
+/// How many slots are occupied, times 256, plus the first that is not.
 #[inline(always)]
-fn room(bucket: *mut Bucket) -> (u64, u64) {
+fn room(bucket: *mut Bucket) -> u64 {
     let words = bucket.cast::<u64>();
     let (mut occupied, mut free) = (SLOTS as u64, 0);
     let mut slot = SLOTS;
@@ -249,7 +253,7 @@ fn room(bucket: *mut Bucket) -> (u64, u64) {
         occupied -= is_free;
         free ^= (free ^ slot as u64) & 0_u64.wrapping_sub(is_free);
     }
-    (occupied, free)
+    occupied << 8 | free
 }
 
 /// The number of the slot that a newcomer of class `class` may take from another connection.

@@ -8,6 +8,7 @@
 #![expect(internal_features, reason = "core::sync::atomic has no fetch_add on bpfel")]
 
 mod clock;
+#[cfg_attr(feature = "lru", path = "conntrack_lru.rs")]
 mod conntrack;
 mod decap;
 mod encap;
@@ -20,6 +21,7 @@ mod pipeline;
 mod reject;
 mod replies;
 mod rewrite;
+mod route;
 mod schedule;
 mod service;
 mod tcp;

@@ -18,6 +18,8 @@ use lb_common::real::{ClientHop, CountChunk, LoadChunk, RealServerEntry};
 use lb_common::service::{IndexBucket, Lookups, RingChunk, ServiceKey, VirtualServerEntry};
 use lb_common::{CLIENT_HOPS_LENGTH, INTERFACES_LENGTH, REAL_SERVERS_MAX, VIRTUAL_SERVERS_MAX};
 
+use crate::forward::Egress;
+
 /// `BPF_F_MMAPABLE`: page-aligned values, so that a power-of-two entry does not straddle cache lines.
 const MMAPABLE: usize = 1 << 10;
 
@@ -102,6 +104,10 @@ pub static TABLE_COUNTERS: PerCpuArray<TableCounters, 1> = PerCpuArray::new();
 /// The tick of this CPU's last rejection in the high half, how many there were in it in the low half.
 #[btf_map(name = "reject_budget")]
 pub static REJECT_BUDGET: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// What the routing table has answered to this CPU's last question.
+#[btf_map(name = "route")]
+pub static ROUTE: PerCpuArray<Egress, 1> = PerCpuArray::new();
 
 /// The interfaces that `balance` is attached to.
 #[btf_map(name = "interfaces")]

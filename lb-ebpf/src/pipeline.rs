@@ -3,6 +3,7 @@
 //! What belongs to no virtual server passes untouched. What does is sent on or dropped with a reason; it goes up to the host
 //! only where the host is the real server.
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::info;
 use lb_common::checksum::Delta;
@@ -30,15 +31,15 @@ use crate::{clock, encap, maps, schedule, template, word};
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
     match parse::version(ctx) {
-        Some(Version::Ipv4) => parse::ipv4(ctx).map_or(Ok(Verdict::Pass), |packet| serve(ctx, &packet)),
-        Some(Version::Ipv6) => parse::ipv6(ctx).map_or(Ok(Verdict::Pass), |packet| serve(ctx, &packet)),
-        None => Ok(Verdict::Pass),
+        Some(Version::Ipv4) => parse::ipv4(ctx).map_or(Ok(Verdict::PASS), |packet| serve(ctx, &packet)),
+        Some(Version::Ipv6) => parse::ipv6(ctx).map_or(Ok(Verdict::PASS), |packet| serve(ctx, &packet)),
+        None => Ok(Verdict::PASS),
     }
 }
 
 #[inline(always)]
 fn serve(ctx: &XdpContext, packet: &Packet) -> Result<Verdict, Stop> {
-    let Some(lookups) = service::lookups() else { return Ok(Verdict::Pass) };
+    let Some(lookups) = service::lookups() else { return Ok(Verdict::PASS) };
     if let Some(hit) = service::find(packet, lookups) {
         return request(ctx, packet, hit, lookups);
     }
@@ -47,7 +48,7 @@ fn serve(ctx: &XdpContext, packet: &Packet) -> Result<Verdict, Stop> {
     {
         return reply(ctx, packet, first, lookups);
     }
-    Ok(Verdict::Pass)
+    Ok(Verdict::PASS)
 }
 
 /// A real server for the packet.
@@ -84,24 +85,23 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
         Known::Is(choice) => choice,
         Known::Not { locked } => open(packet, hit, key, flags, locked)?,
     };
-    let mut way = forward::to_real_server(ctx, packet, choice.real)?;
+    let mut way = forward::to_real_server(ctx, packet, choice.index, choice.real)?;
     let mut choice = choice;
     if choice.newcomer.template {
-        let [a, b] = packet.source.halves();
-        template::enter_template(hit.index, a, b, choice.index);
+        template::enter(hit.index, packet.source.halves(), choice.index, choice.real.generation);
     }
     if choice.newcomer.state != State::FREE
-        && let Err(stop) = enter(ctx, packet, hit, key, &choice, lookups)
+        && let Err(stop) = enter(ctx, packet, key, &choice, lookups)
     {
         // Without a slot a reply would not find its way back; else the client keeps to the server that its key names.
         let (index, real) = stateless(hit, key).filter(|_| stop == DropReason::TableFull).ok_or(stop)?;
         (choice.index, choice.real) = (index, real);
-        way = forward::to_real_server(ctx, packet, real)?;
+        way = forward::to_real_server(ctx, packet, index, real)?;
     }
-    log(ctx, packet, choice.index);
+    log_packet(ctx.ctx, choice.index);
     let verdict = match way {
         Way::Out(egress) => deliver(ctx, packet, choice.real, &egress)?,
-        Way::Up => Verdict::Pass,
+        Way::Up => Verdict::PASS,
     };
     let length = u64::from(packet.length);
     let is_new = choice.newcomer.counts;
@@ -265,7 +265,6 @@ fn stateless(hit: Hit, key: u64) -> Option<(u32, &'static RealServerEntry)> {
 fn enter(
     ctx: &XdpContext,
     packet: &Packet,
-    hit: Hit,
     key: u64,
     choice: &Choice,
     lookups: &Lookups,
@@ -282,7 +281,6 @@ fn enter(
         }
         ForwardingMethod::Dr | ForwardingMethod::Tun => {}
     }
-    let _ = hit;
     let meta = Meta::new(*index as u16, newcomer.state, real.generation as u8, clock::tick(), hop);
     let [a, b] = packet.source.halves();
     match conntrack::enter_connection(key, meta.0, a, b, replies::ports_of(packet)) {
@@ -323,7 +321,7 @@ fn ethertype(packet: &Packet) -> u16 {
 /// A packet of a real server to a client, on its way back through the director.
 #[inline(always)]
 fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
-    let Some(answered) = replies::find(packet, first) else { return Ok(Verdict::Pass) };
+    let Some(answered) = replies::find(packet, first) else { return Ok(Verdict::PASS) };
     parse::validate(ctx, packet)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     let replies::Answered { index, real, service, place, meta } = answered;
@@ -331,7 +329,7 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
         // Our connection has ended, so this answers one that the client has opened to the real server itself, with a port
         // that it used before: leave it and what follows alone.
         place.free(meta);
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     // SAFETY: a word of a live map element.
     let routes = unsafe { word::read(&raw const lookups.routes) };
@@ -366,19 +364,22 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
 }
 
 /// One line a packet that goes to a real server, where the packet log is on; the verifier removes it where it is off.
-#[inline(always)]
-fn log(ctx: &XdpContext, packet: &Packet, index: u32) {
-    // A copy, because what a function of its own is given a pointer to lies on the stack.
-    let packet = *packet;
-    write_log(ctx, &packet, index);
-}
-
+///
+/// It reads the packet anew: what a function of its own is given a pointer to would lie on the stack for every packet.
 #[inline(never)]
-fn write_log(ctx: &XdpContext, packet: &Packet, index: u32) {
-    let Packet { source, destination, source_port, destination_port, protocol, .. } = packet;
+fn log_packet(ctx: *mut xdp_md, index: u32) {
+    let ctx = &XdpContext::new(ctx);
+    let packet = match parse::version(ctx) {
+        Some(Version::Ipv4) => parse::ipv4(ctx),
+        Some(Version::Ipv6) => parse::ipv6(ctx),
+        None => None,
+    };
+    let Some(Packet { source, destination, source_port, destination_port, protocol, is_ipv4, .. }) = packet else {
+        return;
+    };
     let (from, to) = (source_port.number(), destination_port.number());
     let protocol = protocol.name();
-    if packet.is_ipv4 {
+    if is_ipv4 {
         let (source, destination) = (u32::from_be(source.words()[3]), u32::from_be(destination.words()[3]));
         info!(ctx, "{} {:i}:{} -> {:i}:{} to real server {}", protocol, source, from, destination, to, index);
     } else {

@@ -10,8 +10,9 @@ use lb_common::service::{NONE, VirtualServerEntry, service_flag};
 use lb_common::{CLIENT_HOPS_LENGTH, connection};
 
 use crate::conntrack::{self, Lookup, Place};
-use crate::forward::{self, Egress};
+use crate::forward::Egress;
 use crate::parse::Packet;
+use crate::route::{self, answer};
 use crate::service::{self, Hit};
 use crate::{clock, maps, word};
 
@@ -31,7 +32,7 @@ pub fn find(packet: &Packet, first: Hit) -> Option<Answered> {
     let real = maps::REAL_SERVERS.get(first.index)?;
     let service = service::by_index(real.virtual_server)?;
     let (client, client_port) = (packet.destination.halves(), packet.destination_port);
-    if let Lookup::Found(place, meta) = conntrack::find(key(service, client, client_port, packet.source_port), false)
+    if let Lookup::Found(place, meta) = conntrack::find(key(service, first.flags, client, client_port, packet.source_port), false)
         && is_live(meta, first.index, real)
         && (real.next_same == NONE || !State::is_closing(meta.state()))
     {
@@ -117,8 +118,11 @@ pub extern "C" fn find_other(first: u32, skip: u32, client_a: u64, client_b: u64
 #[inline(always)]
 fn connection_with(real: &RealServerEntry, client: [u64; 2], ports: u64) -> Option<(u32, Meta)> {
     let service = service::by_index(real.virtual_server)?;
-    let key = key(service, client, Port::new(ports as u16), Port::new((ports >> 16) as u16));
-    conntrack::find_number(key)
+    let key = key(service, service.flags, client, Port::new(ports as u16), Port::new((ports >> 16) as u16));
+    match conntrack::find_number(key) {
+        conntrack::NO_SLOT => None,
+        number => Place::numbered(number).map(|(_, meta)| (number, meta)),
+    }
 }
 
 #[inline(always)]
@@ -128,14 +132,23 @@ fn ports(client: Port, server: Port) -> u64 {
 
 /// The key of a client's connection with `service`, whose real server answers from port `server`.
 #[inline(always)]
-fn key(service: &VirtualServerEntry, client: [u64; 2], client_port: Port, server: Port) -> u64 {
+fn key(service: &VirtualServerEntry, flags: u32, client: [u64; 2], client_port: Port, server: Port) -> u64 {
     let index = service.index as u16;
-    if service.flags & service_flag::WIDE == 0 {
+    if flags & service_flag::WIDE == 0 {
         let [_, ipv4] = client;
         return hash::exact_key((ipv4 >> 32) as u32, client_port, index);
     }
-    let vip_port = if service.flags & service_flag::ALL_PORTS != 0 { server } else { service.key.port };
-    hash::fingerprint(client, client_port, vip_port, index, &maps::SECRET.load())
+    let vip_port = if flags & service_flag::ALL_PORTS != 0 { server } else { service.key.port };
+    let [a, b] = client;
+    wide_key(a, b, ports(client_port, vip_port), index.into())
+}
+
+/// [`hash::fingerprint`], as a function of its own for the paths where a call is not what counts.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn wide_key(client_a: u64, client_b: u64, ports: u64, service: u32) -> u64 {
+    let (client_port, vip_port) = (Port::new(ports as u16), Port::new((ports >> 16) as u16));
+    hash::fingerprint([client_a, client_b], client_port, vip_port, service as u16, &maps::SECRET.load())
 }
 
 /// Whether the slot is that of a connection with this real server, and not too old.
@@ -158,14 +171,13 @@ pub fn way_back(
     let known = hop(number.into());
     let egress = match known {
         Some(hop) if hop.routes == routes => return fitting(packet, egress_of(hop), number),
-        _ => {
-            // A copy, because what a function of its own is given a pointer to lies on the stack.
-            let packet = *packet;
-            match forward::by_route(ctx, &answered.service.key.vip, &packet)? {
-                Some(egress) => egress,
-                None => egress_of(known.ok_or(DropReason::NoNeighbour)?),
-            }
-        }
+        _ => match route::to_client(ctx, answered.service.index, packet.length) {
+            answer::SUCCESS => route::found().ok_or(DropReason::NoRoute)?,
+            answer::FRAGMENTATION_NEEDED => return Err(DropReason::PacketTooBig),
+            answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => return Err(DropReason::NoRoute),
+            // Local, no route, no neighbour, forwarding off: back to where the client's packets have come from.
+            _ => egress_of(known.ok_or(DropReason::NoNeighbour)?),
+        },
     };
     let number = learn(&egress, routes);
     fitting(packet, egress, number)

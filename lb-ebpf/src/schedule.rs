@@ -32,8 +32,8 @@ pub extern "C" fn choose_server(service: u32, client_a: u64, client_b: u64, port
 const TURNS: u32 = 64;
 /// How many alternatives a hash has.
 const ALTERNATIVES: u32 = 16;
-/// Most chunks that a virtual server has: all of them.
-const CHUNKS_MAX: u32 = lb_common::REAL_SERVERS_MAX / 8;
+/// Most chunks that are compared for one connection: 1024 real servers. User space sets a window before that.
+const CHUNKS_MAX: u32 = 128;
 
 /// The next of the ring, in strict order over all CPUs.
 #[inline(always)]
@@ -106,34 +106,41 @@ pub extern "C" fn least_loaded(service: u32) -> u32 {
     let Some(service) = service::by_index(service) else { return NONE };
     let (chunks, lanes) = (run(&service.chunks), service.lanes);
     let turn = if lanes == 0 { 0 } else { next_turn(service.index) as u32 % lanes };
-    let (first, window) = (turn / 8, service.window);
-    let (mut best, mut best_chunk, mut best_round) = (u64::MAX, 0, 0);
+    let first = turn / 8;
+    let rounds = if service.window == 0 { chunks.length } else { chunks.length.min(service.window) };
+    let Some(begin) = element_at(chunks, first % chunks.length.max(1)) else { return NONE };
+    let (mut best, mut best_chunk) = (u64::MAX, begin);
     for round in 0..CHUNKS_MAX {
-        if round >= chunks.length {
+        if round >= rounds {
             break;
         }
-        let wrapped = if first + round >= chunks.length { first + round - chunks.length } else { first + round };
-        let chunk = element_at(chunks, wrapped);
-        let least = least_of(chunk);
+        let Some(chunk) = element_at(chunks, wrapped(first + round, chunks.length)) else { return NONE };
+        let Some(least) = least_of(chunk) else { return NONE };
         if least < best {
-            (best, best_chunk, best_round) = (least, chunk, round);
-        }
-        if window != 0 && round + 1 >= window && best < load::UNAVAILABLE {
-            break;
+            (best, best_chunk) = (least, chunk);
         }
     }
     if best >= load::UNAVAILABLE {
-        return NONE;
+        return if service.window == 0 { NONE } else { in_turn(service) };
     }
-    let first_lane = if best_round == 0 { turn % 8 } else { 0 };
+    // Not by the round in which it was found: that is a number which the verifier knows, and would tell all apart by.
+    let first_lane = if best_chunk == begin { turn % 8 } else { 0 };
     best_chunk * 8 + lane_of_least(best_chunk, first_lane)
+}
+
+/// `place` less `length` if it has reached that.
+///
+/// Without a branch, or the verifier tells apart all rounds in which the first might have been wrapped.
+#[inline(always)]
+fn wrapped(place: u32, length: u32) -> u32 {
+    let (place, length) = (u64::from(place), u64::from(length));
+    (place - (length & !word::negative_mask(place.wrapping_sub(length)))) as u32
 }
 
 /// The smallest load of a chunk.
 #[inline(always)]
-fn least_of(chunk: u32) -> u64 {
-    let Some(chunk) = maps::SERVER_LOADS.get_ptr_mut(chunk) else { return u64::MAX };
-    let lanes = chunk as *const u64;
+fn least_of(chunk: u32) -> Option<u64> {
+    let lanes = maps::SERVER_LOADS.get_ptr_mut(chunk)? as *const u64;
     let mut least = u64::MAX;
     let mut lane = 0;
     while lane < 8 {
@@ -144,7 +151,7 @@ fn least_of(chunk: u32) -> u64 {
         }
         lane += 1;
     }
-    least
+    Some(least)
 }
 
 /// Its lane, of equals the first from `first` on.
@@ -190,16 +197,14 @@ fn element(ring: Run, number: u64) -> u32 {
     if ring.length == 0 {
         return NONE;
     }
-    element_at(ring, (number % u64::from(ring.length)) as u32)
+    element_at(ring, (number % u64::from(ring.length)) as u32).unwrap_or(NONE)
 }
 
 /// The run's element at `offset`, which lies in it.
 #[inline(always)]
-fn element_at(run: Run, offset: u32) -> u32 {
+fn element_at(run: Run, offset: u32) -> Option<u32> {
     let place = run.start + offset;
-    match maps::SCHEDULER_RINGS.get_ptr_mut(place / RING_CHUNK as u32) {
-        // SAFETY: an element of a live map's chunk.
-        Some(chunk) => unsafe { word::read((chunk as *const u16).add(word::five_bits(place.into()))) }.into(),
-        None => NONE,
-    }
+    let chunk = maps::SCHEDULER_RINGS.get_ptr_mut(place / RING_CHUNK as u32)? as *const u16;
+    // SAFETY: an element of a live map's chunk.
+    Some(unsafe { word::read(chunk.add(word::five_bits(place.into()))) }.into())
 }

@@ -24,23 +24,35 @@ pub extern "C" fn template_server(service: u32, client_a: u64, client_b: u64) ->
     index
 }
 
-/// Makes `real` the real server of a client's connections.
+/// Makes real server `index` the one of a client's connections.
+#[inline(always)]
+pub fn enter(service: u32, client: [u64; 2], index: u32, generation: u32) {
+    let [a, b] = client;
+    let place = u64::from(index) | u64::from(generation) << 32;
+    if redirect_template(service, a, b, place) != 0 {
+        return;
+    }
+    // Not from within a function of its own: frames add up, and there are 512 bytes for all that call each other.
+    let Some(entry) = service::by_index(service) else { return };
+    let client = masked(entry, client);
+    let [a, b] = client;
+    let meta = Meta::new(index as u16, State::TEMPLATE_NEW, generation as u8, clock::tick(), 0);
+    conntrack::enter_connection(key(entry, client), meta.0, a, b, 0);
+}
+
+/// Gives a client's template the real server in the low half of `place`, with the generation in the high half; zero where
+/// there is no template.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn enter_template(service: u32, client_a: u64, client_b: u64, index: u32) -> u32 {
-    let Some(entry) = service::by_index(service) else { return 0 };
-    let Some(real) = maps::REAL_SERVERS.get(index) else { return 0 };
+pub extern "C" fn redirect_template(service: u32, client_a: u64, client_b: u64, place: u64) -> u32 {
+    let Some(entry) = service::by_index(service) else { return 1 };
     let client = masked(entry, [client_a, client_b]);
-    let key = key(entry, client);
-    let generation = real.generation as u8;
-    if let Lookup::Found(place, meta) = conntrack::find(key, true) {
-        if u32::from(meta.real_server()) != index || meta.generation() != generation {
-            place.redirect(meta, index as u16, generation);
-        }
-        return 0;
+    let Lookup::Found(template, meta) = conntrack::find(key(entry, client), true) else { return 0 };
+    let (index, generation) = (place as u16, (place >> 32) as u8);
+    if meta.real_server() != index || meta.generation() != generation {
+        template.redirect(meta, index, generation);
     }
-    let meta = Meta::new(index as u16, State::TEMPLATE_NEW, generation, clock::tick(), 0);
-    conntrack::enter_connection(key, meta.0, client[0], client[1], 0)
+    1
 }
 
 /// Notes that a connection by a client's template has been established, so that a flood does not displace it.

@@ -16,14 +16,23 @@ pub const PASS: u32 = xdp_action::XDP_PASS;
 pub const DROP: u32 = xdp_action::XDP_DROP;
 
 /// What becomes of a packet that is not stopped.
-#[derive(Clone, Copy)]
-pub enum Verdict {
+///
+/// One word and no enum: LLVM leaves the payload of a variant that has none as it finds it, and where that is half a pointer
+/// the verifier refuses to see it stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Verdict(u64);
+
+impl Verdict {
     /// Up to the host, unchanged.
-    Pass,
+    pub const PASS: Self = Self(1 << 32);
     /// Out of the interface that it came in by.
-    Transmit,
+    pub const TRANSMIT: Self = Self(2 << 32);
+
     /// Out of another interface, by index.
-    Redirect(u32),
+    #[inline(always)]
+    pub fn redirect(ifindex: u32) -> Self {
+        Self(ifindex.into())
+    }
 }
 
 /// Why a packet of a virtual server is not forwarded.
@@ -57,10 +66,10 @@ impl From<DropReason> for Stop {
 #[inline(always)]
 pub fn action(ctx: &XdpContext, decision: Result<Verdict, Stop>) -> u32 {
     match decision {
-        Ok(Verdict::Pass) => PASS,
-        Ok(Verdict::Transmit) => xdp_action::XDP_TX,
+        Ok(Verdict::PASS) => PASS,
+        Ok(Verdict::TRANSMIT) => xdp_action::XDP_TX,
         // SAFETY: the helper takes numbers only; an index that is no interface makes the kernel drop the frame.
-        Ok(Verdict::Redirect(ifindex)) => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
+        Ok(Verdict(ifindex)) => (unsafe { bpf_redirect(ifindex as u32, 0) }) as u32,
         Err(Stop::Reject(reason)) => {
             count(ctx, reason);
             if reject::answer_sender(ctx.ctx) == reject::ANSWERED { xdp_action::XDP_TX } else { DROP }

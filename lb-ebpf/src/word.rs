@@ -90,6 +90,7 @@ pub unsafe fn clear(word: *mut u64, bits: u64) {
 }
 
 /// 1 if `word` has its highest bit set, else 0.
+#[cfg(not(feature = "lru"))]
 #[inline(always)]
 pub fn is_negative(word: u64) -> u64 {
     let mut word = word;

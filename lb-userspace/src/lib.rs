@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! config ─► daemon ─► reconcile ─► datapath (xdp) ─► maps and programs in the kernel
-//!             │  ▲
+//!             │  ▲                    └── schedule: rings, hash tables, costs of connections
 //!             │  └── nexthop: routes, neighbours, MTU by netlink
 //!             └───── control ◄── evenkeel status
 //! instance: lock, socket, pins, journal; what it made goes when it is dropped
@@ -15,6 +15,8 @@ pub mod model;
 pub mod daemon;
 pub mod instance;
 pub mod status;
+
+pub mod schedule;
 
 pub mod datapath;
 pub mod reconcile;

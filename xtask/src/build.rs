@@ -80,12 +80,17 @@ impl Object {
     }
 }
 
+/// target-cpu=v3: without it LLVM shifts packet pointers, which the verifier refuses. --btf and debuginfo make maps readable
+/// in bpftool. LLVM 22's peephole for BPF removes zero extensions that are still used (bpf-mi-zext-elim), and crashes
+/// afterwards.
+const EBPF_FLAGS: &str =
+    "-C link-arg=--btf -C link-arg=--llvm-args=--disable-bpf-peephole -C debuginfo=2 -C target-cpu=v3";
+
 /// Builds an object for the kernel; returns its path.
 pub(crate) fn ebpf(setup: &Ebpf, object: Object) -> Result<PathBuf> {
     let (folder, binary, arguments) = object.parts();
     let folder = target().join(folder);
-    // target-cpu=v3: without it LLVM shifts packet pointers, which the verifier refuses. --btf and debuginfo make
-    // maps readable in bpftool, hence also no stripping, which the workspace's release profile asks for.
+    // No stripping, which the workspace's release profile asks for: it would take the maps' names away.
     let mut step = setup
         .toolchain
         .cargo_build()
@@ -93,7 +98,7 @@ pub(crate) fn ebpf(setup: &Ebpf, object: Object) -> Result<PathBuf> {
         .args(arguments)
         .args(["--target", "bpfel-unknown-none", "--target-dir"])
         .arg(&folder)
-        .env("RUSTFLAGS", "-C link-arg=--btf -C debuginfo=2 -C target-cpu=v3")
+        .env("RUSTFLAGS", EBPF_FLAGS)
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", setup.linker.path())
         .env("CARGO_PROFILE_RELEASE_STRIP", "none")
         .env("CARGO_PROFILE_RELEASE_LTO", "off");

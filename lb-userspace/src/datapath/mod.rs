@@ -4,10 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use lb_common::service::{ForwardingMethod, Scheduler};
+use lb_common::connection::{TICK_SHIFT, TIMEOUT_MAX};
+use lb_common::service::{ForwardingMethod, Refusal, Scheduler};
 
-use crate::model::{Service, VirtualServer, Weight};
+use crate::model::{self, Removal, Service, Thresholds, VirtualServer, Weight};
+use crate::schedule::index::IndexError;
 
 pub mod xdp;
 
@@ -34,10 +37,46 @@ pub type ServiceTable = BTreeMap<Service, Servers>;
 /// What stands behind a virtual server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Servers {
-    /// How a new connection gets its real server.
-    pub scheduler: Scheduler,
+    /// How it treats new and lost connections.
+    pub policy: Policy,
     /// Real servers by address; round robin goes through them in this order.
     pub real_servers: BTreeMap<SocketAddr, Settings>,
+    /// Who takes connections that would find no real server.
+    pub sorry_server: Option<(SocketAddr, ForwardingMethod)>,
+}
+
+/// How a virtual server treats new and lost connections: [`model::Policy`] as far as a data path knows of it.
+///
+/// Slow start is done by whoever sets the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How a new connection gets its real server.
+    pub scheduler: Scheduler,
+    /// `sh` and `mh`: by the client's port too.
+    pub hash_port: bool,
+    /// `sh`, `dh` and `mh`: to another real server where theirs takes no new connection.
+    pub hash_fallback: bool,
+    /// Whether a client's connections go to one real server.
+    pub persistence: Option<Persistence>,
+    /// UDP: each datagram is scheduled for itself.
+    pub one_packet: bool,
+    /// Whether a TCP segment of an unknown connection is scheduled.
+    pub sloppy_tcp: bool,
+    /// What a new connection is told that finds no real server.
+    pub no_real_server: Refusal,
+    /// What a TCP segment of an unknown connection is told.
+    pub unknown_connection: Refusal,
+    /// What becomes of the TCP connections of a real server that is removed.
+    pub removed_real_server: Removal,
+}
+
+/// That a client's connections go to one real server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Persistence {
+    /// For how long after the last of them, in coarse ticks of 256 jiffies, 1..=[`TIMEOUT_MAX`].
+    pub ticks: u16,
+    /// Clients that share this many leading bits of their address are one; 1..=32 for IPv4, 1..=128 for IPv6.
+    pub prefix_length: u8,
 }
 
 /// What may change of a real server without making it another one.
@@ -47,17 +86,64 @@ pub struct Settings {
     pub weight: Weight,
     /// How packets reach it.
     pub forwarding: ForwardingMethod,
+    /// How many connections it takes.
+    pub thresholds: Thresholds,
 }
 
-impl From<&VirtualServer> for Servers {
-    fn from(server: &VirtualServer) -> Self {
-        let VirtualServer { name: _, service: _, scheduler, real_servers } = server;
-        let real_servers = real_servers
-            .iter()
-            .map(|real| (real.address, Settings { weight: real.weight, forwarding: real.forwarding }))
-            .collect();
-        Self { scheduler: *scheduler, real_servers }
+impl Servers {
+    /// What stands behind `server`, on a kernel with `hz` jiffies a second.
+    pub fn new(server: &VirtualServer, hz: u32) -> Self {
+        let VirtualServer { name: _, service: _, policy, real_servers, sorry_server } = server;
+        let settings = |real: &model::RealServer| {
+            let model::RealServer { address, weight, forwarding, thresholds } = *real;
+            (address, Settings { weight, forwarding, thresholds })
+        };
+        Self {
+            policy: Policy::new(policy, hz),
+            real_servers: real_servers.iter().map(settings).collect(),
+            sorry_server: sorry_server.map(|real| (real.address, real.forwarding)),
+        }
     }
+}
+
+impl Policy {
+    /// What the data path knows of `policy`, on a kernel with `hz` jiffies a second.
+    pub fn new(policy: &model::Policy, hz: u32) -> Self {
+        let model::Policy {
+            scheduler,
+            hash_port,
+            hash_fallback,
+            persistence,
+            one_packet,
+            sloppy_tcp,
+            slow_start: _,
+            no_real_server,
+            unknown_connection,
+            removed_real_server,
+        } = *policy;
+        let persistence = persistence.map(|model::Persistence { timeout, prefix_length }| Persistence {
+            ticks: ticks(timeout, hz),
+            prefix_length,
+        });
+        Self {
+            scheduler,
+            hash_port,
+            hash_fallback,
+            persistence,
+            one_packet,
+            sloppy_tcp,
+            no_real_server,
+            unknown_connection,
+            removed_real_server,
+        }
+    }
+}
+
+/// `span` in coarse ticks on a kernel with `hz` jiffies a second: rounded up, 1..=[`TIMEOUT_MAX`].
+pub fn ticks(span: Duration, hz: u32) -> u16 {
+    let tick = Duration::from_secs(1 << TICK_SHIFT).as_nanos() / u128::from(hz.max(1));
+    let ticks = span.as_nanos().div_ceil(tick.max(1));
+    u16::try_from(ticks).unwrap_or(TIMEOUT_MAX).clamp(1, TIMEOUT_MAX)
 }
 
 /// One step from what is installed to what should be.
@@ -91,6 +177,17 @@ pub enum DatapathError {
         /// What to do.
         remedy: &'static str,
     },
+    /// An index has no place for a key.
+    #[error("cannot enter {service} into map {map}")]
+    Index {
+        /// The map's name.
+        map: &'static str,
+        /// The virtual server.
+        service: Service,
+        /// Why.
+        #[source]
+        source: IndexError,
+    },
     /// The kernel's tables hold what this version did not write.
     #[error("map {map} holds {found}, which this version did not write; run `evenkeel cleanup` and start again")]
     Foreign {
@@ -110,4 +207,45 @@ pub enum DatapathError {
         #[source]
         source: aya::maps::MapError,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::net::Protocol;
+
+    use super::*;
+
+    #[test]
+    fn five_minutes_at_250_hz_are_293_ticks() {
+        // 300 s * 250 / 256 = 292.97
+        assert_eq!(ticks(Duration::from_secs(300), 250), 293);
+        assert_eq!(ticks(Duration::from_secs(256), 1000), 1000);
+        assert_eq!(ticks(Duration::from_millis(1), 100), 1);
+        assert_eq!(ticks(Duration::from_secs(1_000_000), 1000), TIMEOUT_MAX);
+    }
+
+    #[test]
+    fn a_virtual_server_loses_its_name_its_order_and_its_slow_start() {
+        let real = |n: u8, weight| model::RealServer {
+            address: ([10, 0, 1, n], 80).into(),
+            weight: Weight::new(weight),
+            forwarding: ForwardingMethod::Dr,
+            thresholds: Thresholds { upper: 10, lower: 5 },
+        };
+        let mut policy = model::Policy::new(Scheduler::Wlc);
+        policy.slow_start = Duration::from_secs(30);
+        policy.persistence = Some(model::Persistence { timeout: Duration::from_secs(256), prefix_length: 24 });
+        let server = VirtualServer {
+            name: Some("web".to_owned()),
+            service: Service { address: ([10, 0, 0, 1], 80).into(), protocol: Protocol::Tcp },
+            policy,
+            real_servers: vec![real(2, 5), real(1, 3)],
+            sorry_server: Some(real(9, 1)),
+        };
+        let servers = Servers::new(&server, 100);
+        assert_eq!(servers.policy.persistence, Some(Persistence { ticks: 100, prefix_length: 24 }));
+        let weights: Vec<u16> = servers.real_servers.values().map(|settings| settings.weight.get()).collect();
+        assert_eq!(weights, [3, 5]);
+        assert_eq!(servers.sorry_server, Some((([10, 0, 1, 9], 80).into(), ForwardingMethod::Dr)));
+    }
 }

@@ -21,8 +21,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::datapath::{Datapath, DatapathError, Servers, Settings};
-    use crate::model::{Service, Weight};
+    use crate::datapath::{Datapath, DatapathError, Policy, Servers, Settings};
+    use crate::model::{self, Service, Thresholds, Weight};
     use crate::reconcile::reconcile;
 
     /// A data path that is only a table.
@@ -48,9 +48,14 @@ mod tests {
     }
 
     fn servers(weights: &[u16]) -> Servers {
-        let settings = |weight: u16| Settings { weight: Weight::new(weight), forwarding: ForwardingMethod::Nat };
+        let settings = |weight: u16| Settings {
+            weight: Weight::new(weight),
+            forwarding: ForwardingMethod::Nat,
+            thresholds: Thresholds::default(),
+        };
         let real_servers = (1_u8..).zip(weights).map(|(n, w)| (([10, 0, 1, n], 80).into(), settings(*w))).collect();
-        Servers { scheduler: Scheduler::Rr, real_servers }
+        let policy = Policy::new(&model::Policy::new(Scheduler::Rr), 250);
+        Servers { policy, real_servers, sorry_server: None }
     }
 
     #[test]
@@ -65,6 +70,19 @@ mod tests {
         let desired = BTreeMap::from([(service(1), servers(&[1, 0]))]);
         let actual = BTreeMap::from([(service(1), servers(&[1, 1]))]);
         assert_eq!(plan(&desired, &actual), [Change::Put(service(1), servers(&[1, 0]))]);
+    }
+
+    #[test]
+    fn a_changed_policy_or_sorry_server_puts_the_virtual_server_again() {
+        let actual = BTreeMap::from([(service(1), servers(&[1]))]);
+        let mut other = servers(&[1]);
+        other.policy.scheduler = Scheduler::Wlc;
+        let desired = BTreeMap::from([(service(1), other.clone())]);
+        assert_eq!(plan(&desired, &actual), [Change::Put(service(1), other)]);
+        let mut other = servers(&[1]);
+        other.sorry_server = Some((([10, 0, 1, 9], 80).into(), ForwardingMethod::Dr));
+        let desired = BTreeMap::from([(service(1), other.clone())]);
+        assert_eq!(plan(&desired, &actual), [Change::Put(service(1), other)]);
     }
 
     proptest! {

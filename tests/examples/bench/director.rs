@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, PerCpuArray};
+use aya::maps::Array;
 use aya::programs::ProgramFd;
 use aya::{Ebpf, Pod};
 use lb_common::connection::{Bucket, Timeouts, buckets_for};
-use lb_common::counters::Counters;
 use lb_common::hash::Secret;
 use lb_common::net::{MacAddress, Protocol};
 use lb_common::real::{CountChunk, LoadChunk, NextHop, NextHopState};
@@ -72,7 +71,9 @@ impl Director {
             Program::Product => (object::load(attach::PROGRAM, &MAPS, &options)?, buckets),
             Program::Lru(object) => {
                 let entries = options.connections_max + LRU_SPARE;
-                (object::load_other(object, entries, attach::PROGRAM, &options)?, 0)
+                // It keeps no tuples.
+                let options = LoadOptions { wide_tuples: false, ..options };
+                (object::load_object(object, entries, attach::PROGRAM, &MAPS, &options)?, 0)
             }
         };
         let mut datapath = XdpDatapath::new(ebpf)?;
@@ -91,34 +92,32 @@ impl Director {
     }
 
     /// Packets that were forwarded, in either direction.
-    pub fn packets(&mut self) -> Result<u64> {
-        let map = self.datapath.ebpf().map("vs_counters").context("there is no map vs_counters")?;
-        // The first virtual server has the first place.
-        let values = PerCpuArray::<_, Counters>::try_from(map)?.get(&0, 0)?;
-        Ok(values.iter().map(|counters| counters.packets_in + counters.packets_out).sum())
+    pub fn packets(&self) -> Result<u64> {
+        let statistics = self.datapath.statistics()?;
+        Ok(statistics.iter().map(|server| server.counters.packets_in + server.counters.packets_out).sum())
     }
 
     /// Connections that are established.
-    pub fn active(&mut self) -> Result<u64> {
+    pub fn active(&self) -> Result<u64> {
         Ok(self.counts()?.0)
     }
 
     /// Connections that the program has counted and not yet taken off.
-    pub fn connections(&mut self) -> Result<u64> {
+    pub fn connections(&self) -> Result<u64> {
         let (active, inactive) = self.counts()?;
         Ok(active + inactive)
     }
 
-    fn counts(&mut self) -> Result<(u64, u64)> {
-        let chunks: Vec<CountChunk> = elements(self.datapath.ebpf(), "server_counts")?;
-        let lanes = chunks.iter().flat_map(|chunk| &chunk.lanes);
-        Ok(lanes.fold((0, 0), |(active, inactive), lane| {
-            (active + u64::from(lane.active), inactive + u64::from(lane.inactive))
+    fn counts(&self) -> Result<(u64, u64)> {
+        let statistics = self.datapath.statistics()?;
+        let connections = statistics.iter().flat_map(|server| &server.real_servers).map(|real| real.connections);
+        Ok(connections.fold((0, 0), |(active, inactive), one| {
+            (active + u64::from(one.active), inactive + u64::from(one.inactive))
         }))
     }
 
     /// Drops since the program was loaded, in words.
-    pub fn drops(&mut self) -> Result<String> {
+    pub fn drops(&self) -> Result<String> {
         let drops = self.datapath.drops()?;
         let happened = drops.into_iter().filter(|(_, count)| *count != 0);
         let words: Vec<String> = happened.map(|(reason, count)| format!("{} {count}", reason.name())).collect();

@@ -104,11 +104,11 @@ impl Bench {
                 let before = director.packets()?;
                 if experiment.kind == Kind::FirstAck {
                     self.generator.send_each(Contestant::Table, syn)?;
-                    check(&mut director, before, experiment.flows)?;
+                    check(&director, before, experiment.flows)?;
                 }
                 let before = director.packets()?;
                 run.add(Contestant::Table, self.generator.send_each(Contestant::Table, measured)?);
-                check(&mut director, before, experiment.flows)?;
+                check(&director, before, experiment.flows)?;
                 let (entered, flows) = (director.connections()?, u64::from(experiment.flows));
                 ensure!(entered + flows / LOST_ONE_IN >= flows, "only {entered} of {flows} connections were entered");
                 for control in controls(&experiment) {
@@ -162,7 +162,7 @@ impl Bench {
         for (path, flags) in phases {
             let before = director.packets()?;
             self.generator.send_each(contestant, config(experiment, path, flags))?;
-            check(&mut director, before, experiment.flows)?;
+            check(&director, before, experiment.flows)?;
         }
         Ok(director)
     }
@@ -196,7 +196,7 @@ fn room(experiment: &Experiment) -> Option<Contestant> {
 }
 
 /// Checks that the director has forwarded `sent` packets since it had forwarded `before`.
-fn check(director: &mut Director, before: u64, sent: u32) -> Result<()> {
+fn check(director: &Director, before: u64, sent: u32) -> Result<()> {
     let (forwarded, sent) = (director.packets()?.saturating_sub(before), u64::from(sent));
     if forwarded + sent / LOST_ONE_IN >= sent && forwarded <= sent {
         return Ok(());

@@ -1,10 +1,12 @@
 //! Typed access to the loaded object's maps, by name. Knows their types, not their meaning.
 
+use std::os::fd::AsFd as _;
+
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod};
-use lb_common::real::RealServerEntry;
 use lb_common::service::{ServiceKey, VirtualServerEntry};
 
+use super::mapped::Mapped;
 use crate::datapath::DatapathError;
 
 /// A loaded object with its maps.
@@ -85,23 +87,19 @@ impl Maps {
         map.iter().collect::<Result<_, _>>().map_err(failed("read", VIRTUAL_SERVERS))
     }
 
-    /// Every element of `real_servers`, free ones included.
+    /// An array as shared memory.
     ///
     /// # Errors
     ///
     /// As [`Maps::get`].
-    pub fn real_servers(&self) -> Result<Vec<RealServerEntry>, DatapathError> {
-        (0..self.real_servers_max()?).map(|index| self.get("real_servers", index)).collect()
-    }
-
-    /// How many real servers there are places for.
-    ///
-    /// # Errors
-    ///
-    /// As [`Maps::get`].
-    pub fn real_servers_max(&self) -> Result<u32, DatapathError> {
-        let array = Array::<&MapData, RealServerEntry>::try_from(self.map("real_servers")?);
-        Ok(array.map_err(failed("open", "real_servers"))?.len())
+    pub fn mapped<V: Pod>(&self, map: &'static str) -> Result<Mapped<V>, DatapathError> {
+        let found = self.map(map)?;
+        let length = Array::<&MapData, V>::try_from(found).map_err(failed("open", map))?.len();
+        match found {
+            Map::Array(data) => Mapped::new(map, data.fd().as_fd(), length),
+            // Refused two lines above.
+            other => Err(failed("open", map)(MapError::InvalidName { name: format!("{other:?}") })),
+        }
     }
 
     /// Publishes a virtual server, or replaces what is published.

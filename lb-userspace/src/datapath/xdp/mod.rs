@@ -3,14 +3,24 @@
 //! Which interfaces and neighbours exist is [`crate::host`]'s and [`crate::nexthop`]'s to find out.
 
 pub mod attach;
+pub mod capacity;
+mod chains;
 pub mod decap;
 mod detach;
+mod entries;
+mod live_index;
+mod mapped;
 mod maps;
 pub mod object;
 pub mod packet_log;
 pub mod pins;
+mod places;
+mod real_servers;
+mod rest;
+mod runs;
 mod slots;
 pub mod statistics;
 pub mod tables;
+mod way;
 
 pub use tables::XdpDatapath;

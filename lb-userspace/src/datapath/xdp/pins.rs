@@ -18,15 +18,25 @@ use super::detach::detach;
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The load balancer's maps, which are pinned: an operator may want to look at any of them.
-pub const MAPS: [&str; 10] = [
+pub const MAPS: [&str; 20] = [
     "abi_version",
+    "client_hops",
     "connections",
     "drops",
     "interfaces",
+    "lookups",
     "real_servers",
+    "reject_budget",
+    "reply_index",
     "rr_cursors",
     "rs_counters",
     "scheduler_rings",
+    "server_counts",
+    "server_loads",
+    "service_index",
+    "services",
+    "table_counters",
+    "tuples",
     "virtual_servers",
     "vs_counters",
 ];

@@ -1,53 +1,56 @@
 //! The maps of the XDP program, filled and read back as [`Datapath`] asks.
 //!
-//! Order is what keeps packets safe: real servers and ring are complete before the virtual server points at them, and the
-//! virtual server is gone before they go.
+//! Order is what keeps packets safe: real servers are complete before a ring or chunk names them, ring and chunks before the
+//! virtual server does, and the virtual server before the index leads to it. On removal the reverse: nothing goes while
+//! something names it. What packets may still be reading rests before it is written again ([`super::rest`]).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Release;
+use std::thread;
+use std::time::Instant;
 
 use aya::Ebpf;
 use lb_common::counters::Counters;
 use lb_common::interface::InterfaceEntry;
-use lb_common::net::{Address, MacAddress, Port};
-use lb_common::real::{NextHop, RealServerEntry};
-use lb_common::service::{ForwardingMethod, ServiceKey, VirtualServerEntry};
-use lb_common::{ABI_VERSION, INTERFACES_LENGTH, SCHEDULER_RINGS_LENGTH, VIRTUAL_SERVERS_MAX};
+use lb_common::net::MacAddress;
+use lb_common::real::{CountChunk, LANES, LoadChunk, RealServerEntry, load};
+use lb_common::service::{
+    IndexEntry, Lookups, RING_CHUNK, RingChunk, Run, ServiceKey, VirtualServerEntry, service_flag,
+};
+use lb_common::{ABI_VERSION, INTERFACES_LENGTH, VIRTUAL_SERVERS_MAX};
 
+use super::chains::Source;
+use super::entries::{self, Behind};
+use super::live_index::{LiveIndex, Put};
+use super::mapped::Mapped;
 use super::maps::Maps;
+use super::places::{chunk_of, lane_of};
 use super::slots::Slots;
+pub use super::way::Way;
 use crate::datapath::{Change, Datapath, DatapathError, Servers, ServiceTable, Settings};
-use crate::model::{Service, Weight};
-
-/// The way to an address: what [`crate::nexthop`] found out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
-    /// The next hop.
-    pub next_hop: NextHop,
-    /// Our own address on that way, the outer source of tunnelled packets.
-    pub source: Option<IpAddr>,
-    /// Whether a router stands before the address: `dr` cannot go that way.
-    pub is_routed: bool,
-}
-
-impl Way {
-    /// Nothing is known.
-    pub const UNKNOWN: Self = Self { next_hop: NextHop::UNRESOLVED, source: None, is_routed: false };
-
-    fn next_hop(&self, forwarding: ForwardingMethod) -> NextHop {
-        match forwarding {
-            ForwardingMethod::Dr if self.is_routed => NextHop::UNUSABLE,
-            ForwardingMethod::Nat | ForwardingMethod::Dr | ForwardingMethod::Tun => self.next_hop,
-        }
-    }
-}
+use crate::model::{Service, Thresholds, Weight};
+use crate::schedule::index::IndexError;
 
 /// The loaded program and its maps.
 pub struct XdpDatapath {
     pub(super) maps: Maps,
+    pub(super) views: Views,
     pub(super) slots: Slots,
-    ways: BTreeMap<IpAddr, Way>,
-    generation: u32,
+    service_index: LiveIndex<Service>,
+    pub(super) reply_index: LiveIndex<Source>,
+    pub(super) ways: BTreeMap<IpAddr, Way>,
+}
+
+/// The maps that are changed while packets use them, as memory.
+pub(super) struct Views {
+    pub services: Mapped<VirtualServerEntry>,
+    pub real_servers: Mapped<RealServerEntry>,
+    pub loads: Mapped<LoadChunk>,
+    pub counts: Mapped<CountChunk>,
+    rings: Mapped<RingChunk>,
+    lookups: Mapped<Lookups>,
 }
 
 impl Datapath for XdpDatapath {
@@ -55,21 +58,26 @@ impl Datapath for XdpDatapath {
         let mut table = ServiceTable::new();
         let mut by_index = BTreeMap::new();
         for (key, entry) in self.maps.virtual_servers()? {
-            let address = SocketAddr::new(key.vip.into(), key.port.number());
-            let service = Service { address, protocol: key.protocol };
-            by_index.insert(entry.index, service);
-            table.insert(service, Servers { scheduler: entry.scheduler, real_servers: BTreeMap::new() });
-        }
-        for entry in self.maps.real_servers()? {
-            let owner = by_index.get(&entry.virtual_server).filter(|_| entry.generation != 0);
-            let Some(servers) = owner.and_then(|service| table.get_mut(service)) else { continue };
-            let address = SocketAddr::new(entry.address.into(), entry.port.number());
-            let weight = u16::try_from(entry.weight).map_err(|_| DatapathError::Foreign {
-                map: "real_servers",
-                found: format!("weight {} for {address}", entry.weight),
+            let service =
+                Service { address: SocketAddr::new(key.vip.into(), key.port.number()), protocol: key.protocol };
+            let policy = entries::policy(&entry).ok_or_else(|| DatapathError::Foreign {
+                map: "virtual_servers",
+                found: format!("persistence of {} ticks for {service}", entry.persistence_timeout),
             })?;
-            let settings = Settings { weight: Weight::new(weight), forwarding: entry.forwarding };
-            servers.real_servers.insert(address, settings);
+            by_index.insert(entry.index, (service, entry.sorry_server));
+            table.insert(service, Servers { policy, real_servers: BTreeMap::new(), sorry_server: None });
+        }
+        for index in 0..self.views.real_servers.length() {
+            let entry = self.views.real_servers.get(index)?;
+            let Some((service, sorry_server)) = by_index.get(&entry.virtual_server) else { continue };
+            let is_there = entry.generation != 0 && !entries::is_removed(&entry);
+            let Some(servers) = table.get_mut(service).filter(|_| is_there) else { continue };
+            let address = entries::address(&entry);
+            if *sorry_server == index {
+                servers.sorry_server = Some((address, entry.forwarding));
+            } else {
+                servers.real_servers.insert(address, settings(&entry)?);
+            }
         }
         Ok(table)
     }
@@ -82,6 +90,15 @@ impl Datapath for XdpDatapath {
     }
 }
 
+fn settings(entry: &RealServerEntry) -> Result<Settings, DatapathError> {
+    let weight = u16::try_from(entry.weight).map_err(|_| DatapathError::Foreign {
+        map: "real_servers",
+        found: format!("weight {} for {}", entry.weight, entries::address(entry)),
+    })?;
+    let thresholds = Thresholds { upper: entry.upper_threshold, lower: entry.lower_threshold };
+    Ok(Settings { weight: Weight::new(weight), forwarding: entry.forwarding, thresholds })
+}
+
 impl XdpDatapath {
     /// Takes over the freshly created maps of `ebpf`.
     ///
@@ -91,7 +108,22 @@ impl XdpDatapath {
     pub fn new(ebpf: Ebpf) -> Result<Self, DatapathError> {
         let mut maps = Maps::new(ebpf);
         maps.set("abi_version", 0, ABI_VERSION)?;
-        Ok(Self { maps, slots: Slots::default(), ways: BTreeMap::new(), generation: 0 })
+        let views = Views {
+            services: maps.mapped("services")?,
+            real_servers: maps.mapped("real_servers")?,
+            loads: maps.mapped("server_loads")?,
+            counts: maps.mapped("server_counts")?,
+            rings: maps.mapped("scheduler_rings")?,
+            lookups: maps.mapped("lookups")?,
+        };
+        // A word of zero would be the least loaded of all.
+        views.loads.words().iter().for_each(|word| word.store(load::NO_WEIGHT, Release));
+        let service_index = LiveIndex::new(maps.mapped("service_index")?);
+        let reply_index = LiveIndex::new(maps.mapped("reply_index")?);
+        let slots = Slots::new(views.real_servers.length(), views.rings.length());
+        let mut datapath = Self { maps, views, slots, service_index, reply_index, ways: BTreeMap::new() };
+        datapath.routes_changed()?;
+        Ok(datapath)
     }
 
     /// The loaded object, to attach and to pin.
@@ -117,159 +149,206 @@ impl XdpDatapath {
         self.maps.set("interfaces", index, InterfaceEntry { ifindex, mac, reserved: [0; 3] })
     }
 
-    /// Sets the way to every real server with address `address`, now and when one is added.
+    /// Tells the program that routes or neighbours have changed, so that it looks up the ways back to clients again.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`] from the kernel.
-    pub fn set_way(&mut self, address: IpAddr, way: Way) -> Result<(), DatapathError> {
-        self.ways.insert(address, way);
-        let indexes: Vec<u32> =
-            self.slots.real_servers().filter(|(_, _, a)| a.ip() == address).map(|(index, _, _)| index).collect();
-        for index in indexes {
-            let mut entry: RealServerEntry = self.maps.get("real_servers", index)?;
-            entry.next_hop = way.next_hop(entry.forwarding);
-            entry.tunnel_source = tunnel_source(entry.forwarding, &way);
-            self.maps.set("real_servers", index, entry)?;
-        }
-        Ok(())
-    }
-
-    /// The way to `address`, as last set.
-    pub fn way(&self, address: IpAddr) -> Way {
-        self.ways.get(&address).copied().unwrap_or(Way::UNKNOWN)
+    pub fn routes_changed(&mut self) -> Result<(), DatapathError> {
+        let present = self.views.lookups.get(0)?;
+        let routes = present.routes.wrapping_add(1).max(1);
+        self.views.lookups.set(0, &Lookups { routes, ..present })
     }
 
     fn put(&mut self, service: Service, servers: &Servers) -> Result<(), DatapathError> {
-        let index = match self.slots.published(&service) {
-            Some(entry) => entry.index,
-            None => self.take_virtual_server()?,
-        };
-        let mut ring = Vec::new();
-        for (address, settings) in &servers.real_servers {
-            let slot = self.put_real_server(service, index, *address, settings)?;
-            if settings.weight != Weight::ZERO {
-                ring.push(slot);
-            }
+        let is_new = self.slots.published(&service).is_none();
+        let result = self.install(service, servers);
+        if is_new && result.is_err() {
+            // No packet has come by it.
+            self.remove(service)?;
         }
-        let entry = self.write_ring(index, servers, &ring)?;
-        self.maps.put_virtual_server(service.into(), entry)?;
+        result
+    }
+
+    fn install(&mut self, service: Service, servers: &Servers) -> Result<(), DatapathError> {
+        let index = self.index_of(service)?;
+        let Placed { real_servers, sorry_server } = self.place(service, index, servers)?;
+        let weights: Vec<(SocketAddr, Weight)> =
+            servers.real_servers.iter().map(|(address, settings)| (*address, settings.weight)).collect();
+        let ring = entries::ring(servers.policy.scheduler, &weights);
+        let ring: Vec<u16> = ring.into_iter().filter_map(|position| real_servers.get(position).copied()).collect();
+        let chunks = self.slots.places.chunks_with(service, &real_servers);
+        let lanes = lanes(&chunks, &real_servers);
+        let ring = self.write_run(&ring)?;
+        let chunks = self.write_run(&chunks).inspect_err(|_| self.slots.runs.release(ring, Instant::now()))?;
+        let behind = Behind { ring, chunks, lanes, sorry_server };
+        let entry = entries::virtual_server(service, index, &servers.policy, &behind);
+        self.views.services.set(index, &entry)?;
+        self.release_runs(service);
         self.slots.publish(service, entry);
-        self.release_real_servers(service, |address| !servers.real_servers.contains_key(address))
+        self.lead_to(service, &entry)?;
+        self.maps.put_virtual_server(service.into(), entry)?;
+        self.retire(service, servers)
     }
 
     fn remove(&mut self, service: Service) -> Result<(), DatapathError> {
+        self.service_index.remove(entries::service_key(service), Instant::now())?;
         self.maps.remove_virtual_server(ServiceKey::from(service))?;
+        self.release_runs(service);
         self.slots.withdraw(&service);
-        self.release_real_servers(service, |_| true)
+        self.set_all_ports(None)?;
+        let places: Vec<u16> = self.slots.places.of(service).map(|(_, index)| index).collect();
+        for index in places {
+            self.free(index)?;
+        }
+        self.slots.release_index(&service, Instant::now());
+        Ok(())
     }
 
-    /// An index for a new virtual server, its counters and cursor at zero.
-    fn take_virtual_server(&mut self) -> Result<u32, DatapathError> {
-        let index = self.slots.free_virtual_server(VIRTUAL_SERVERS_MAX).ok_or(DatapathError::Full {
-            table: "virtual_servers",
-            capacity: VIRTUAL_SERVERS_MAX,
-            remedy: "run a second instance for the rest",
-        })?;
+    /// The index of a virtual server; a new one's counters and cursor are zero.
+    fn index_of(&mut self, service: Service) -> Result<u32, DatapathError> {
+        if let Some(index) = self.slots.index(&service) {
+            return Ok(index);
+        }
+        let slots = &mut self.slots;
+        let index = loop {
+            match (slots.take_index(service, Instant::now(), VIRTUAL_SERVERS_MAX), slots.rests_until()) {
+                (Some(index), _) => break index,
+                (None, Some(until)) => sleep_until(until),
+                (None, None) => {
+                    return Err(DatapathError::Full {
+                        table: "virtual_servers",
+                        capacity: VIRTUAL_SERVERS_MAX,
+                        remedy: "run a second instance for the rest",
+                    });
+                }
+            }
+        };
         self.maps.set("rr_cursors", index, 0_u64)?;
         self.maps.set_per_cpu("vs_counters", index, Counters::default())?;
         Ok(index)
     }
 
-    /// Writes a real server's entry; returns its index.
-    fn put_real_server(
-        &mut self,
-        service: Service,
-        virtual_server: u32,
-        address: SocketAddr,
-        settings: &Settings,
-    ) -> Result<u32, DatapathError> {
-        let known = self.slots.real_server(&service, &address);
-        let capacity = self.maps.real_servers_max()?;
-        let index = match known {
-            Some(index) => index,
-            None => self.slots.take_real_server(service, address, capacity).ok_or(DatapathError::Full {
-                table: "real_servers",
-                capacity,
-                remedy: "restart with the configuration that has so many",
-            })?,
+    /// Writes `elements` where no published run lies, so that packets go on by the old one until it is replaced.
+    fn write_run(&mut self, elements: &[u16]) -> Result<Run, DatapathError> {
+        let runs = &mut self.slots.runs;
+        let length = u32::try_from(elements.len()).unwrap_or(u32::MAX);
+        let run = loop {
+            match (runs.take(length, Instant::now()), runs.rests_until()) {
+                (Some(run), _) => break run,
+                (None, Some(until)) => sleep_until(until),
+                (None, None) => {
+                    return Err(DatapathError::Full {
+                        table: "scheduler_rings",
+                        capacity: runs.capacity(),
+                        remedy: "restart with the configuration that needs so much",
+                    });
+                }
+            }
         };
-        let present: RealServerEntry = self.maps.get("real_servers", index)?;
-        // Connections follow a generation; those of another forwarding method or an earlier tenant must not.
-        let keeps = known.is_some() && present.forwarding == settings.forwarding && present.generation != 0;
-        let generation = if keeps { present.generation } else { self.next_generation() };
-        if known.is_none() {
-            self.maps.set_per_cpu("rs_counters", index, Counters::default())?;
+        let first = run.start / u32::try_from(RING_CHUNK).unwrap_or(1);
+        for (chunk, some) in (first..).zip(elements.chunks(RING_CHUNK)) {
+            let mut value = RingChunk { elements: [0; RING_CHUNK] };
+            value.elements.iter_mut().zip(some).for_each(|(place, element)| *place = *element);
+            self.views.rings.set(chunk, &value)?;
         }
-        let way = self.way(address.ip());
-        let entry = RealServerEntry {
-            address: address.ip().into(),
-            tunnel_source: tunnel_source(settings.forwarding, &way),
-            port: Port::new(address.port()),
-            reserved: 0,
-            forwarding: settings.forwarding,
-            weight: settings.weight.get().into(),
-            virtual_server,
-            generation,
-            next_hop: way.next_hop(settings.forwarding),
-            reserved_tail: [0; 13],
-        };
-        self.maps.set("real_servers", index, entry)?;
-        Ok(index)
+        Ok(run)
     }
 
-    /// Writes `ring` where no published ring lies, so that packets go on by the old one until it is replaced.
-    fn write_ring(&mut self, index: u32, servers: &Servers, ring: &[u32]) -> Result<VirtualServerEntry, DatapathError> {
-        let full = DatapathError::Full {
-            table: "scheduler_rings",
-            capacity: SCHEDULER_RINGS_LENGTH,
-            remedy: "run a second instance for some virtual servers",
-        };
-        let length = u32::try_from(ring.len()).unwrap_or(u32::MAX);
-        let ring_start = self.slots.free_ring(length, SCHEDULER_RINGS_LENGTH).ok_or(full)?;
-        for (offset, slot) in (ring_start..).zip(ring) {
-            self.maps.set("scheduler_rings", offset, *slot)?;
+    /// Gives up the runs of what is published, which packets come to no longer.
+    fn release_runs(&mut self, service: Service) {
+        if let Some(before) = self.slots.published(&service) {
+            self.slots.runs.release(before.ring, Instant::now());
+            self.slots.runs.release(before.chunks, Instant::now());
         }
-        Ok(VirtualServerEntry { index, scheduler: servers.scheduler, ring_start, ring_length: length })
     }
 
-    fn release_real_servers(
+    /// Makes packets come to a virtual server.
+    fn lead_to(&mut self, service: Service, entry: &VirtualServerEntry) -> Result<(), DatapathError> {
+        self.set_all_ports(Some(entry))?;
+        let key = entries::service_key(service);
+        let entry = IndexEntry { key, index: entry.index, flags: entry.flags };
+        let entered = enter(&mut self.service_index, self.views.lookups.word(SERVICES)?, service, entry)?;
+        entered.map_err(|source| DatapathError::Index { map: "service_index", service, source })
+    }
+
+    /// Tells packets whether a virtual server, or one that is `new`, serves all ports.
+    fn set_all_ports(&mut self, new: Option<&VirtualServerEntry>) -> Result<(), DatapathError> {
+        let published = self.slots.virtual_servers().map(|(_, entry)| entry.flags).chain(new.map(|entry| entry.flags));
+        let all_ports = u32::from(published.fold(0, |all, flags| all | flags) & service_flag::ALL_PORTS != 0);
+        let present = self.views.lookups.get(0)?;
+        if present.all_ports == all_ports {
+            return Ok(());
+        }
+        self.views.lookups.set(0, &Lookups { all_ports, ..present })
+    }
+
+    /// Makes the replies of `source` lead to the real server at `index`, of virtual server `service` with these flags.
+    pub(super) fn lead_replies(
         &mut self,
+        source: Source,
+        index: u16,
         service: Service,
-        is_gone: impl Fn(&SocketAddr) -> bool,
+        flags: u32,
     ) -> Result<(), DatapathError> {
-        let gone: Vec<u32> =
-            self.slots.real_servers().filter(|(_, s, a)| *s == service && is_gone(a)).map(|(i, _, _)| i).collect();
-        for index in gone {
-            self.maps.set("real_servers", index, FREE)?;
-            self.slots.release_real_server(index);
-        }
-        Ok(())
-    }
-
-    fn next_generation(&mut self) -> u32 {
-        self.generation = self.generation.wrapping_add(1).max(1);
-        self.generation
+        let entry = IndexEntry { key: entries::reply_key(source), index: index.into(), flags };
+        let entered = enter(&mut self.reply_index, self.views.lookups.word(REPLIES)?, source, entry)?;
+        entered.map_err(|source| DatapathError::Index { map: "reply_index", service, source })
     }
 }
 
-/// A slot that no real server holds.
-const FREE: RealServerEntry = RealServerEntry {
-    address: Address::UNSPECIFIED,
-    tunnel_source: Address::UNSPECIFIED,
-    port: Port::new(0),
-    reserved: 0,
-    forwarding: ForwardingMethod::Nat,
-    weight: 0,
-    virtual_server: 0,
-    generation: 0,
-    next_hop: NextHop::UNRESOLVED,
-    reserved_tail: [0; 13],
-};
+/// The words of [`Lookups`] that tell the valid copies.
+const SERVICES: usize = std::mem::offset_of!(Lookups, services) / 8;
+const REPLIES: usize = std::mem::offset_of!(Lookups, replies) / 8;
 
-fn tunnel_source(forwarding: ForwardingMethod, way: &Way) -> Address {
-    match forwarding {
-        ForwardingMethod::Tun => way.source.map_or(Address::UNSPECIFIED, Address::from),
-        ForwardingMethod::Nat | ForwardingMethod::Dr => Address::UNSPECIFIED,
+/// Where a virtual server's real servers are, in the order of their addresses.
+pub(super) struct Placed {
+    pub real_servers: Vec<u16>,
+    pub sorry_server: Option<u16>,
+}
+
+/// Lanes from the first chunk's first to the last that one of `indexes` has.
+fn lanes(chunks: &[u16], indexes: &[u16]) -> u32 {
+    let [before @ .., last] = chunks else { return 0 };
+    let lanes = indexes.iter().filter(|index| chunk_of(**index) == *last).map(|index| usize::from(lane_of(*index)) + 1);
+    u32::try_from(before.len() * LANES + lanes.max().unwrap_or(0)).unwrap_or(u32::MAX)
+}
+
+/// Puts `entry` into an index of which `valid` tells the copy that packets use.
+fn enter<Owner: Copy + PartialEq>(
+    index: &mut LiveIndex<Owner>,
+    valid: &AtomicU64,
+    owner: Owner,
+    entry: IndexEntry,
+) -> Result<Result<(), IndexError>, DatapathError> {
+    loop {
+        match index.put(owner, entry, Instant::now())? {
+            Put::Done => return Ok(Ok(())),
+            Put::Switch(word) => {
+                valid.store(word, Release);
+                index.switched(word, Instant::now());
+                return Ok(Ok(()));
+            }
+            Put::Wait(until) => sleep_until(until),
+            Put::Refused(error) => return Ok(Err(error)),
+        }
+    }
+}
+
+/// Waits for what rests, which is soon over.
+pub(super) fn sleep_until(until: Instant) {
+    thread::sleep(until.saturating_duration_since(Instant::now()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_counted_to_the_last_that_is_in_use() {
+        assert_eq!(lanes(&[], &[]), 0);
+        assert_eq!(lanes(&[2], &[16, 18]), 3);
+        // The chunks are in the order in which the virtual server got them.
+        assert_eq!(lanes(&[5, 2], &[40, 47, 17]), 10);
     }
 }

@@ -1,0 +1,108 @@
+//! How large the maps must be for what is to be served. Pure.
+
+use lb_common::REAL_SERVERS_MAX;
+use lb_common::real::LANES;
+use lb_common::service::ForwardingMethod;
+
+use super::entries;
+use super::runs::chunks_for;
+use crate::datapath::{Servers, ServiceTable};
+
+/// What [`super::object::LoadOptions`] must have for a table, with room for changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Places for real servers: a power of two, 16..=4096.
+    pub real_servers_max: u32,
+    /// Length of `scheduler_rings`.
+    pub ring_chunks: u32,
+    /// Whether any real server is reached by NAT.
+    pub nat: bool,
+    /// Whether any virtual server has connections that only a tuple tells.
+    pub wide_tuples: bool,
+}
+
+impl Capacity {
+    /// For `table`: half as many places again, and each ring twice, so that another can be written while packets use one.
+    pub fn of(table: &ServiceTable) -> Self {
+        let places: u32 = table.values().map(places).sum();
+        let chunks: u32 = table.values().map(ring_chunks).sum();
+        let forwarding = |servers: &Servers| {
+            let sorry = servers.sorry_server.map(|(_, forwarding)| forwarding);
+            let mut all = servers.real_servers.values().map(|settings| settings.forwarding).chain(sorry);
+            all.any(|forwarding| forwarding == ForwardingMethod::Nat)
+        };
+        Self {
+            real_servers_max: (places + places / 2).clamp(16, REAL_SERVERS_MAX).next_power_of_two(),
+            ring_chunks: (2 * chunks).max(RING_CHUNKS_MIN),
+            nat: table.values().any(forwarding),
+            wide_tuples: table.keys().any(|service| service.address.is_ipv6() || service.address.port() == 0),
+        }
+    }
+}
+
+/// A few rings of `rr`.
+const RING_CHUNKS_MIN: u32 = 64;
+
+/// Places that a virtual server takes: whole chunks.
+fn places(servers: &Servers) -> u32 {
+    let count = servers.real_servers.len() + usize::from(servers.sorry_server.is_some());
+    u32::try_from(count.next_multiple_of(LANES)).unwrap_or(REAL_SERVERS_MAX)
+}
+
+fn ring_chunks(servers: &Servers) -> u32 {
+    let ring = entries::ring_length_max(servers.policy.scheduler, servers.real_servers.len());
+    // The list of chunks is shorter than that of places.
+    chunks_for(ring) + chunks_for(places(servers))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use lb_common::net::Protocol;
+    use lb_common::service::Scheduler;
+
+    use super::*;
+    use crate::datapath::{Policy, Settings};
+    use crate::model::{self, Service, Thresholds, Weight};
+
+    fn servers(scheduler: Scheduler, count: u8) -> Servers {
+        let settings =
+            Settings { weight: Weight::ONE, forwarding: ForwardingMethod::Dr, thresholds: Thresholds::default() };
+        Servers {
+            policy: Policy::new(&model::Policy::new(scheduler), 250),
+            real_servers: (0..count).map(|n| (([10, 0, 1, n], 80).into(), settings)).collect(),
+            sorry_server: None,
+        }
+    }
+
+    fn service(address: &str) -> Service {
+        Service { address: address.parse().unwrap(), protocol: Protocol::Tcp }
+    }
+
+    #[test]
+    fn a_small_table_has_the_smallest_maps() {
+        let table = BTreeMap::from([(service("10.0.0.1:80"), servers(Scheduler::Rr, 2))]);
+        let expected = Capacity { real_servers_max: 16, ring_chunks: 64, nat: false, wide_tuples: false };
+        assert_eq!(Capacity::of(&table), expected);
+        assert_eq!(Capacity::of(&ServiceTable::new()), expected);
+    }
+
+    #[test]
+    fn chunks_are_whole_and_rings_are_there_twice() {
+        let mut web = servers(Scheduler::Mh, 40);
+        web.sorry_server = Some((([10, 0, 2, 1], 80).into(), ForwardingMethod::Nat));
+        let table =
+            BTreeMap::from([(service("10.0.0.1:80"), web), (service("[fd00::1]:80"), servers(Scheduler::Wrr, 3))]);
+        // 41 and 3 real servers take 48 and 8 places; half again are 84. Rings of 4093 and 4096 elements are 128 chunks of 32
+        // each; 48 and 8 elements for the lists of chunks are 2 and 1: 2 * (128 + 2 + 128 + 1).
+        let expected = Capacity { real_servers_max: 128, ring_chunks: 518, nat: true, wide_tuples: true };
+        assert_eq!(Capacity::of(&table), expected);
+    }
+
+    #[test]
+    fn all_ports_need_tuples() {
+        let table = BTreeMap::from([(service("10.0.0.1:0"), servers(Scheduler::Rr, 1))]);
+        assert!(Capacity::of(&table).wide_tuples);
+    }
+}

@@ -1,0 +1,124 @@
+//! Which chunks of `scheduler_rings` are taken: runs of elements for rings and for lists of chunks. Pure bookkeeping.
+//!
+//! A run that is given up rests for a moment: packets may be reading it.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use lb_common::service::{RING_CHUNK, Run};
+
+use super::rest::Resting;
+
+/// The chunks of the map, and who has them.
+#[derive(Debug)]
+pub struct Runs {
+    chunks: u32,
+    /// Length in chunks by first chunk; of runs at rest too.
+    taken: BTreeMap<u32, u32>,
+    resting: Resting<u32>,
+}
+
+impl Runs {
+    /// A map of so many chunks, all free.
+    pub fn new(chunks: u32) -> Self {
+        Self { chunks, taken: BTreeMap::new(), resting: Resting::default() }
+    }
+
+    /// Size of the map, in chunks.
+    pub fn capacity(&self) -> u32 {
+        self.chunks
+    }
+
+    /// A free run of `length` elements, from the first gap on that holds it; `None` where there is none now.
+    pub fn take(&mut self, length: u32, now: Instant) -> Option<Run> {
+        for start in self.resting.rested(now) {
+            self.taken.remove(&start);
+        }
+        let wanted = chunks_for(length);
+        if wanted == 0 {
+            return Some(Run::EMPTY);
+        }
+        let mut free = 0;
+        for (start, length) in &self.taken {
+            if start - free >= wanted {
+                break;
+            }
+            free = start + length;
+        }
+        if self.chunks.checked_sub(free)? < wanted {
+            return None;
+        }
+        self.taken.insert(free, wanted);
+        Some(Run { start: free * CHUNK, length })
+    }
+
+    /// Gives up a run at `now`, once nothing names it any more.
+    pub fn release(&mut self, run: Run, now: Instant) {
+        if run.length != 0 {
+            self.resting.push(run.start / CHUNK, now);
+        }
+    }
+
+    /// When there may be more room than now; `None` where nothing rests.
+    pub fn rests_until(&self) -> Option<Instant> {
+        self.resting.until()
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "it is 32")]
+const CHUNK: u32 = RING_CHUNK as u32;
+
+/// Chunks that a run of `length` elements takes.
+pub fn chunks_for(length: u32) -> u32 {
+    length.div_ceil(CHUNK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::xdp::rest::REST;
+
+    fn run(start: u32, length: u32) -> Option<Run> {
+        Some(Run { start, length })
+    }
+
+    #[test]
+    fn a_run_goes_into_the_first_gap_of_chunks_that_holds_it() {
+        let now = Instant::now();
+        let mut runs = Runs::new(4);
+        assert_eq!(runs.take(33, now), run(0, 33));
+        assert_eq!(runs.take(1, now), run(64, 1));
+        assert_eq!(runs.take(32, now), run(96, 32));
+        assert_eq!(runs.take(1, now), None);
+        runs.release(Run { start: 64, length: 1 }, now);
+        assert_eq!(runs.take(32, now + REST), run(64, 32));
+    }
+
+    #[test]
+    fn a_run_that_was_given_up_is_not_given_away_before_it_has_rested() {
+        let now = Instant::now();
+        let mut runs = Runs::new(1);
+        let first = runs.take(5, now).unwrap();
+        runs.release(first, now);
+        assert_eq!(runs.take(5, now + REST / 2), None);
+        assert_eq!(runs.rests_until(), Some(now + REST));
+        assert_eq!(runs.take(5, now + REST), run(0, 5));
+        assert_eq!(runs.rests_until(), None);
+    }
+
+    #[test]
+    fn a_run_of_nothing_has_room_in_a_full_map() {
+        let now = Instant::now();
+        let mut runs = Runs::new(1);
+        assert_eq!(runs.take(32, now), run(0, 32));
+        assert_eq!(runs.take(0, now), Some(Run::EMPTY));
+        runs.release(Run::EMPTY, now);
+        assert_eq!(runs.take(1, now + REST), None);
+        assert_eq!(runs.capacity(), 1);
+    }
+
+    #[test]
+    fn what_is_larger_than_the_map_has_no_room() {
+        assert_eq!(Runs::new(2).take(65, Instant::now()), None);
+    }
+}
