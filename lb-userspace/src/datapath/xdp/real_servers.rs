@@ -97,7 +97,7 @@ impl XdpDatapath {
             self.slots.places.of(service).filter(|(tenant, _)| !is_wanted(tenant)).map(|(_, index)| index).collect();
         for index in gone {
             match servers.policy.removed_real_server {
-                Removal::Keep => self.leave(index)?,
+                Removal::Keep => self.leave(index, entries::flags(service, &servers.policy))?,
                 Removal::Expire => self.free(index)?,
             }
         }
@@ -200,7 +200,7 @@ impl XdpDatapath {
         Ok(())
     }
 
-    /// Makes replies find the real server at `index`, whose entry has its successor.
+    /// Makes replies find the real server at `index`, whose entry has its successor, and a virtual server with these flags.
     fn link(&mut self, source: Source, index: u16, service: Service, flags: u32) -> Result<(), DatapathError> {
         match self.slots.chains.neighbours(&source, index).before {
             None => self.lead_replies(source, index, service, flags)?,
@@ -235,14 +235,19 @@ impl XdpDatapath {
         self.views.real_servers.set(index.into(), &RealServerEntry { next_same, ..entry })
     }
 
-    /// Keeps a real server for its connections only.
-    fn leave(&mut self, index: u16) -> Result<(), DatapathError> {
+    /// Keeps a real server for its connections only, behind a virtual server with these flags.
+    fn leave(&mut self, index: u16, service_flags: u32) -> Result<(), DatapathError> {
         self.load(index)?.fetch_or(load::NO_WEIGHT, AcqRel);
         let entry = self.real_server(index)?;
         let flags = entry.flags | real_flag::REMOVED;
         self.views.real_servers.set(index.into(), &RealServerEntry { weight: 0, flags, ..entry })?;
         self.slots.places.leave(index, Instant::now());
-        Ok(())
+        match self.slots.places.tenant(index) {
+            Some(tenant) if self.slots.chains.holds(&source(&tenant), index) => {
+                self.link(source(&tenant), index, tenant.service, service_flags)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes the load what the counts say. What packets add meanwhile is not lost; where it was added at the old cost, or

@@ -341,14 +341,4 @@ pub(super) fn sleep_until(until: Instant) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lanes_are_counted_to_the_last_that_is_in_use() {
-        assert_eq!(lanes(&[], &[]), 0);
-        assert_eq!(lanes(&[2], &[16, 18]), 3);
-        // The chunks are in the order in which the virtual server got them.
-        assert_eq!(lanes(&[5, 2], &[40, 47, 17]), 10);
-    }
-}
+mod tests;
