@@ -83,6 +83,7 @@ fn next_hop(hop: &NextHop) -> String {
             Some(gateway) => format!("{interface} {mac} via {gateway}"),
             None => format!("{interface} {mac}"),
         },
+        NextHop::Local => "this host".to_owned(),
         NextHop::Unresolved { reason } => format!("unresolved: {reason}"),
     }
 }
