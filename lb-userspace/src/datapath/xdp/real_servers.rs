@@ -194,7 +194,9 @@ impl XdpDatapath {
         if is_nat {
             self.link(source, index, service, entries::flags(service, &servers.policy))?;
         }
-        if !is_same || !costs_the_same(&present, &entry) || has_base(servers.policy.scheduler) {
+        let scheduler = servers.policy.scheduler;
+        let is_scheduled_as_before = self.slots.published(&service).is_some_and(|entry| entry.scheduler == scheduler);
+        if !is_same || !is_scheduled_as_before || has_rank(scheduler) || !costs_the_same(&present, &entry) {
             self.rewrite_load(index, real)?;
         }
         Ok(())
@@ -298,9 +300,9 @@ fn costs_the_same(present: &RealServerEntry, entry: &RealServerEntry) -> bool {
     costs(present) == costs(entry)
 }
 
-/// Whether loads begin with a number that follows from all weights, and is in no entry.
-fn has_base(scheduler: Scheduler) -> bool {
-    matches!(scheduler, Scheduler::Sed | Scheduler::Nq | Scheduler::Fo | Scheduler::Ovf)
+/// Whether loads begin with a rank among all real servers, which is in no entry.
+fn has_rank(scheduler: Scheduler) -> bool {
+    matches!(scheduler, Scheduler::Fo | Scheduler::Ovf)
 }
 
 /// A word of `server_counts`. Of two changes that overtake each other one may be missing: less than none is none.

@@ -2,7 +2,7 @@
 //!
 //! Order is what keeps packets safe: real servers are complete before a ring or chunk names them, ring and chunks before the
 //! virtual server does, and the virtual server before the index leads to it. On removal the reverse: nothing goes while
-//! something names it. What packets may still be reading rests before it is written again ([`super::rest`]).
+//! something names it. What packets may still be reading rests before it is written again: `rest.rs`.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

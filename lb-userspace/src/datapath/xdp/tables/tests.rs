@@ -130,9 +130,14 @@ fn after_any_changes_nothing_is_left_to_do_and_everything_fits_together() {
     let Some(mut datapath) = load(&OPTIONS) else { return };
     let cases = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
     let datapath = std::cell::RefCell::new(&mut datapath);
-    let result = TestRunner::new(cases).run(&vec(any_table(), 1..4), |history| {
+    let result = TestRunner::new(cases).run(&vec((any_table(), 0..Scheduler::ALL.len()), 1..4), |history| {
         let datapath = &mut **datapath.borrow_mut();
-        for desired in history {
+        let with_another_scheduler = |(table, number): (ServiceTable, usize)| {
+            let mut other = table.clone();
+            other.values_mut().for_each(|servers| servers.policy.scheduler = Scheduler::ALL[number]);
+            [table, other]
+        };
+        for desired in history.into_iter().flat_map(with_another_scheduler) {
             reconcile(datapath, &desired).unwrap();
             prop_assert_eq!(plan(&desired, &datapath.installed().unwrap()), []);
             check(datapath, &desired);
