@@ -113,10 +113,10 @@ impl SipState {
     const fn round(self) -> Self {
         let Self([a, b, c, d]) = self;
         let a = a.wrapping_add(b);
-        let b = (b<<13) ^ a;
+        let b = b.rotate_left(13) ^ a;
         let a = a.rotate_left(32);
         let c = c.wrapping_add(d);
-        let d = (d<<16)^c;
+        let d = d.rotate_left(16) ^ c;
         let a = a.wrapping_add(d);
         let d = d.rotate_left(21) ^ a;
         let c = c.wrapping_add(b);
