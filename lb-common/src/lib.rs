@@ -4,6 +4,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod bench;
 pub mod checksum;
 pub mod connection;
 pub mod counters;

@@ -4,6 +4,7 @@
 
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
 
+use crate::bench::BenchConfig;
 use crate::connection::{Bucket, TableCounters, Timeouts, TupleBucket};
 use crate::counters::Counters;
 use crate::hash::Secret;
@@ -14,6 +15,8 @@ use crate::service::{IndexBucket, Lookups, RingChunk, ServiceKey, VirtualServerE
 
 // SAFETY: repr(C), Copy, without padding (asserted by their sizes) and without references.
 unsafe impl aya::Pod for Address {}
+// SAFETY: as above.
+unsafe impl aya::Pod for BenchConfig {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Bucket {}
 // SAFETY: as above.

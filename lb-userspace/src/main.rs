@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lb_userspace::cli;
+use lb_userspace::cli::operator::RealServerName;
 use lb_userspace::config::XdpMode;
 
 /// Load balancer for TCP and UDP: XDP forwards by NAT, direct routing or tunnelling, from one TOML file.
@@ -43,6 +45,30 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take a real server out of the schedule: it gets no new connections, and those it has go on
+    Drain {
+        /// Its address: "ip" for any port, "ip:port", "[ip]:port"
+        #[arg(value_name = "SERVER")]
+        real_server: RealServerName,
+        #[command(flatten)]
+        options: MemberArguments,
+        /// Give it back after this time, such as "60s" or "10m"; without it, until `evenkeel undrain`
+        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        span: Option<Duration>,
+    },
+    /// Give a drained real server back; with slow_start its weight rises from 1
+    Undrain {
+        /// Its address, as with drain
+        #[arg(value_name = "SERVER")]
+        real_server: RealServerName,
+        #[command(flatten)]
+        options: MemberArguments,
+    },
+    /// Read the configuration again and serve what it says, as on SIGHUP; where it has errors, the old one holds
+    Reload {
+        #[command(flatten)]
+        target: TargetArguments,
+    },
     /// Remove what a daemon that was killed has left: its program, pins, socket, and changes to the host
     Cleanup {
         /// The configuration that the daemon ran
@@ -61,6 +87,16 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Mode::Auto)]
         mode: Mode,
     },
+}
+
+/// Which real server of which daemon is meant.
+#[derive(Args)]
+struct MemberArguments {
+    /// Of this virtual server only: its name, or "ip:port"
+    #[arg(long, value_name = "NAME")]
+    virtual_server: Option<String>,
+    #[command(flatten)]
+    target: TargetArguments,
 }
 
 /// Which daemon is meant; without any of these, the only one that runs.
@@ -95,6 +131,13 @@ fn main() -> ExitCode {
         Command::Run { config } => cli::run::run(&config),
         Command::Check { file, config } => Ok(cli::check::check(&config.unwrap_or(file))),
         Command::Status { target, json } => cli::status::status(&target.into(), json),
+        Command::Drain { real_server, options, span } => {
+            cli::operator::drain(&options.target.into(), real_server, options.virtual_server, span)
+        }
+        Command::Undrain { real_server, options } => {
+            cli::operator::undrain(&options.target.into(), real_server, options.virtual_server)
+        }
+        Command::Reload { target } => cli::operator::reload(&target.into()),
         Command::Cleanup { config } => cli::cleanup::cleanup(&config),
         Command::Decap { interface, vips, mode } => cli::decap::decap(&interface, &vips, mode.into()),
     };

@@ -1,9 +1,9 @@
 //! Puts together what `evenkeel status` shows, from configuration, maps and next hops. Changes nothing.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lb_common::real::NextHopState;
+use lb_common::real::{NextHopState, real_flag};
 
 use crate::config::Config;
 use crate::control::protocol::{Interface, NextHop, RealServer, Status, VirtualServer};
@@ -11,7 +11,9 @@ use crate::datapath::DatapathError;
 use crate::datapath::xdp::XdpDatapath;
 use crate::datapath::xdp::attach::Attachment;
 use crate::datapath::xdp::statistics::{RealServerStatistics, VirtualServerStatistics};
+use crate::model::Service;
 use crate::nexthop::{Found, Resolution};
+use crate::reconcile::desired::Desired;
 
 /// Where the status comes from.
 pub struct Sources<'a> {
@@ -25,6 +27,10 @@ pub struct Sources<'a> {
     pub datapath: &'a XdpDatapath,
     /// The next hops.
     pub resolution: &'a Resolution,
+    /// What operators have drained.
+    pub desired: &'a Desired,
+    /// The time.
+    pub now: Instant,
     /// How long the daemon has been serving.
     pub uptime: Duration,
 }
@@ -61,19 +67,32 @@ impl Sources<'_> {
             address: service.address,
             scheduler: scheduler.name().to_owned(),
             counters: counters.into(),
-            real_servers: real_servers.into_iter().map(|real| self.real_server(&real)).collect(),
+            real_servers: real_servers.into_iter().map(|real| self.real_server(service, &real)).collect(),
         }
     }
 
-    fn real_server(&self, statistics: &RealServerStatistics) -> RealServer {
-        let RealServerStatistics { address, entry, counters } = statistics;
+    fn real_server(&self, service: Service, statistics: &RealServerStatistics) -> RealServer {
+        let RealServerStatistics { address, is_sorry, entry, counters, connections } = statistics;
+        let drained = self.desired.drained(&(service, *address)).filter(|_| !is_sorry);
+        let role = match (is_sorry, entry.flags & real_flag::REMOVED != 0) {
+            (true, _) => "sorry",
+            (false, true) => "removed",
+            (false, false) => "serving",
+        };
         RealServer {
             address: *address,
             forwarding: entry.forwarding.name().to_owned(),
             weight: entry.weight,
+            drained: drained.is_some(),
+            drained_for_seconds: drained.flatten().map(|end| end.saturating_duration_since(self.now).as_secs()),
+            role: role.to_owned(),
+            active: connections.active,
+            inactive: connections.inactive,
             counters: (*counters).into(),
             next_hop: match entry.next_hop.state {
                 NextHopState::Unusable => NextHop::Unresolved { reason: "behind a router, unfit for dr".to_owned() },
+                NextHopState::Unlisted => NextHop::Unresolved { reason: "by an interface not in xdp.interfaces".to_owned() },
+                NextHopState::Local => NextHop::Local,
                 NextHopState::Resolved | NextHopState::Unresolved => next_hop(self.resolution.found.get(&address.ip())),
             },
         }

@@ -1,4 +1,4 @@
-//! Builds the XDP program for the kernel, then the daemon that has it built in.
+//! Builds the XDP programs for the kernel, then the daemon that has them built in.
 
 use std::path::PathBuf;
 
@@ -38,7 +38,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Builds both, with a setup before it if something is missing.
 pub(crate) fn all(profile: Profile, runner: Option<&str>) -> Result<Built> {
-    let object = ebpf(&setup::ebpf(runner)?)?;
+    let object = ebpf(&setup::ebpf(runner)?, Object::Product)?;
     let cargo = Step::cargo().args(["build", "-p", "lb-userspace"]);
     let cargo = cargo.env("EVENKEEL_EBPF_OBJECT", &object).env("LB_REQUIRE_EBPF", "1");
     let mut cargo = match profile {
@@ -57,25 +57,53 @@ pub(crate) fn binary(profile: Profile) -> PathBuf {
     })
 }
 
-const EBPF_FLAGS: &str = "-C link-arg=--btf -C link-arg=--llvm-args=--disable-bpf-peephole -C debuginfo=2 -C target-cpu=v3";
+/// What lb-ebpf can be built as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Object {
+    /// The programs that the daemon has built in.
+    Product,
+    /// The same with the connections in an LRU_HASH, for comparison.
+    Lru,
+    /// What makes the benchmark's packets.
+    Generator,
+}
 
-/// Builds the XDP program; returns the path of the object.
-fn ebpf(setup: &Ebpf) -> Result<PathBuf> {
-    let folder = target().join("ebpf");
-    // target-cpu=v3: without it LLVM shifts packet pointers, which the verifier refuses. --btf and debuginfo make
-    // maps readable in bpftool, hence also no stripping, which the workspace's release profile asks for. LLVM 22's
-    // peephole for BPF removes zero extensions that are still used (bpf-mi-zext-elim), and crashes afterwards.
+impl Object {
+    /// Folder below the target folder, name of the binary, and cargo's further arguments.
+    fn parts(self) -> (&'static str, &'static str, &'static [&'static str]) {
+        match self {
+            Self::Product => ("ebpf", "lb-ebpf", &[]),
+            // A folder of its own: it has the name of the product.
+            Self::Lru => ("ebpf-lru", "lb-ebpf", &["--features", "lru"]),
+            Self::Generator => ("ebpf", "bench", &["--features", "bench"]),
+        }
+    }
+}
+
+/// target-cpu=v3: without it LLVM shifts packet pointers, which the verifier refuses. --btf and debuginfo make maps readable
+/// in bpftool. LLVM 22's peephole for BPF removes zero extensions that are still used (bpf-mi-zext-elim), and crashes
+/// afterwards.
+const EBPF_FLAGS: &str =
+    "-C link-arg=--btf -C link-arg=--llvm-args=--disable-bpf-peephole -C debuginfo=2 -C target-cpu=v3";
+
+/// Builds an object for the kernel; returns its path.
+pub(crate) fn ebpf(setup: &Ebpf, object: Object) -> Result<PathBuf> {
+    let (folder, binary, arguments) = object.parts();
+    let folder = target().join(folder);
+    // No stripping, which the workspace's release profile asks for: it would take the maps' names away.
     let mut step = setup
         .toolchain
         .cargo_build()
-        .args(["--release", "-p", "lb-ebpf", "--target", "bpfel-unknown-none", "--target-dir"])
+        .args(["--release", "-p", "lb-ebpf", "--bin", binary])
+        .args(arguments)
+        .args(["--target", "bpfel-unknown-none", "--target-dir"])
         .arg(&folder)
         .env("RUSTFLAGS", EBPF_FLAGS)
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", setup.linker.path())
         .env("CARGO_PROFILE_RELEASE_STRIP", "none")
         .env("CARGO_PROFILE_RELEASE_LTO", "off");
     step.run()?;
-    let object = folder.join("bpfel-unknown-none/release/lb-ebpf");
+    let object = folder.join("bpfel-unknown-none/release").join(binary);
     if !object.is_file() {
         bail!("`{step}` made no {}", object.display());
     }

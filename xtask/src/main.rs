@@ -1,5 +1,6 @@
 //! Every task of the project. Each prints the commands it runs, and a failure names the one that failed.
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -37,6 +38,8 @@ enum Task {
     Run(run::Options),
     /// Builds and runs all tests; those in namespaces need root.
     Test(test::Options),
+    /// Measures the XDP program; needs root.
+    Bench(bench::Options),
     /// Checks format, lints, documentation and the rules of the tree, then runs all tests.
     Ci(test::Options),
     /// Checks the rules of the tree: length of files, purity, unsafe code.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Build(options) => build::run(&options),
         Task::Run(options) => run::run(options),
         Task::Test(options) => test::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Ci(options) => ci::run(&options),
         Task::Tidy => tidy::run(),
     };

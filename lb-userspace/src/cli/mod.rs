@@ -3,6 +3,7 @@
 pub mod check;
 pub mod cleanup;
 pub mod decap;
+pub mod operator;
 pub mod run;
 pub mod status;
 mod table;

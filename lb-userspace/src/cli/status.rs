@@ -51,7 +51,7 @@ pub fn status(target: &Target, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 /// The daemon's socket, or the exit code where the configuration that names it has errors.
-fn socket(target: &Target) -> anyhow::Result<Result<PathBuf, ExitCode>> {
+pub(super) fn socket(target: &Target) -> anyhow::Result<Result<PathBuf, ExitCode>> {
     let directory = config::Global::default().runtime_directory;
     match target {
         Target::Socket(path) => Ok(Ok(path.clone())),

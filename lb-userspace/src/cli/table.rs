@@ -83,6 +83,7 @@ fn next_hop(hop: &NextHop) -> String {
             Some(gateway) => format!("{interface} {mac} via {gateway}"),
             None => format!("{interface} {mac}"),
         },
+        NextHop::Local => "this host".to_owned(),
         NextHop::Unresolved { reason } => format!("unresolved: {reason}"),
     }
 }
@@ -126,6 +127,11 @@ mod tests {
             address: "10.77.1.11:80".parse().unwrap(),
             forwarding: "nat".to_owned(),
             weight: 1,
+            drained: false,
+            drained_for_seconds: None,
+            role: "serving".to_owned(),
+            active: 2,
+            inactive: 1,
             counters,
             next_hop: hop,
         };

@@ -13,6 +13,31 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// What is served, and what was counted.
     Status,
+    /// Takes a real server out of the schedule; its connections go on.
+    Drain {
+        /// Which one.
+        real_server: Selector,
+        /// For how long; `None`: until it is given back.
+        seconds: Option<u64>,
+    },
+    /// Gives a drained real server back.
+    Undrain {
+        /// Which one.
+        real_server: Selector,
+    },
+    /// Reads the configuration again, and serves what it says.
+    Reload,
+}
+
+/// Which real servers are meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selector {
+    /// Their address.
+    pub ip: std::net::IpAddr,
+    /// Their port; `None`: any.
+    pub port: Option<u16>,
+    /// The virtual server that they belong to, by name or `address:port`; `None`: every one.
+    pub virtual_server: Option<String>,
 }
 
 /// What is answered.
@@ -21,8 +46,26 @@ pub enum Request {
 pub enum Response {
     /// To [`Request::Status`].
     Status(Status),
+    /// To [`Request::Drain`] and [`Request::Undrain`]: the real servers that it was done with.
+    Changed(Vec<Changed>),
+    /// To [`Request::Reload`]: how many virtual servers were made, changed or removed.
+    Reloaded {
+        /// Their number.
+        changes: usize,
+    },
     /// The request could not be carried out or understood.
     Error(String),
+}
+
+/// A real server of a virtual server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// `tcp` or `udp`, and VIP and port of the virtual server.
+    pub virtual_server: String,
+    /// Address and port.
+    pub real_server: SocketAddr,
+    /// Its connections at that moment.
+    pub connections: u64,
 }
 
 /// The state of a daemon.
@@ -81,8 +124,18 @@ pub struct RealServer {
     pub address: SocketAddr,
     /// `nat`, `dr` or `tun`.
     pub forwarding: String,
-    /// 0..=65535.
+    /// What it has now, 0..=65535: 0 when drained, less than configured while it starts slowly.
     pub weight: u32,
+    /// Whether an operator has drained it.
+    pub drained: bool,
+    /// Seconds until a drain ends by itself; `None` without an end.
+    pub drained_for_seconds: Option<u64>,
+    /// `serving`, `sorry` for the sorry server, `removed` for one that is no longer configured and keeps its connections.
+    pub role: String,
+    /// Active connections: established TCP.
+    pub active: u32,
+    /// All others: half-open and closing TCP, UDP.
+    pub inactive: u32,
     /// What was counted.
     pub counters: Counters,
     /// How packets get there.
@@ -104,6 +157,8 @@ pub enum NextHop {
         /// Largest IP packet, in bytes.
         mtu: u32,
     },
+    /// This host is the real server.
+    Local,
     /// Not known: packets take the kernel's routing table, and are dropped where that has no neighbour.
     Unresolved {
         /// Why.

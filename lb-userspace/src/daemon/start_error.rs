@@ -26,6 +26,9 @@ pub enum StartError {
     /// A netlink request failed.
     #[error("cannot read interfaces, addresses or neighbours by netlink")]
     NetlinkRequest(#[from] rtnetlink::Error),
+    /// The kernel's random numbers could not be read.
+    #[error("cannot read random numbers for the connection table's secret")]
+    Random(#[source] io::Error),
     /// The XDP programs could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),

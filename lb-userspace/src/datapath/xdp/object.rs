@@ -98,6 +98,21 @@ pub fn load(name: &'static str, maps: &[&str], options: &LoadOptions) -> Result<
     if !is_embedded() {
         return Err(LoadError::NotEmbedded);
     }
+    load_object(OBJECT, buckets_for(options.connections_max), name, maps, options)
+}
+
+/// As [`load`], but another build of the programs, whose map `connections` gets `connections` entries: for comparisons.
+///
+/// # Errors
+///
+/// As [`LoadError`] tells.
+pub fn load_object(
+    object: &[u8],
+    connections: u32,
+    name: &'static str,
+    maps: &[&str],
+    options: &LoadOptions,
+) -> Result<Ebpf, LoadError> {
     let log_level = if options.packet_log { LOG_LEVEL_INFO } else { 0 };
     let (nat_replies, wide_tuples) = (u32::from(options.nat), u32::from(options.wide_tuples));
     let buckets = buckets_for(options.connections_max);
@@ -114,7 +129,7 @@ pub fn load(name: &'static str, maps: &[&str], options: &LoadOptions) -> Result<
         .override_global("REPLY_INDEX_MASK", &reply_mask, true)
         .override_global("WIDE_TUPLES", &wide_tuples, true)
         .override_global("REJECTS_PER_TICK", &rejects_per_tick, true)
-        .map_max_entries("connections", buckets)
+        .map_max_entries("connections", connections)
         .map_max_entries("tuples", if options.wide_tuples { buckets } else { 1 })
         .map_max_entries("service_index", 2 * SERVICE_BUCKETS)
         .map_max_entries("reply_index", 2 * REPLY_BUCKETS * places)
@@ -123,7 +138,7 @@ pub fn load(name: &'static str, maps: &[&str], options: &LoadOptions) -> Result<
         .map_max_entries("server_loads", places / LANES)
         .map_max_entries("server_counts", places / LANES)
         .map_max_entries("scheduler_rings", options.ring_chunks.max(1))
-        .load(OBJECT)
+        .load(object)
         .map_err(LoadError::Maps)?;
     program(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { name, source })?;
     // The packet log's buffer is no program's own.
