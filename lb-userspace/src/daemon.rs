@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lb_common::connection::{State, TIMEOUT_MAX, Timeouts};
+use lb_common::hash::Secret;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -17,17 +18,19 @@ use crate::control::server::{self, Call};
 use crate::datapath::xdp::attach::{self, AttachedMode, Attachment};
 use crate::datapath::xdp::capacity::Capacity;
 use crate::datapath::xdp::object::{self, LoadOptions};
+use crate::datapath::xdp::table::scanner::Constants;
+use crate::datapath::xdp::table::task::Scan;
 use crate::datapath::xdp::{XdpDatapath, packet_log, pins};
 use crate::datapath::{DatapathError, ticks};
 use crate::error::chain;
-use crate::host::journal::HostChange;
 use crate::host::jiffies_per_second;
+use crate::host::journal::HostChange;
 use crate::host::link::{self, Link};
 use crate::host::offload;
 use crate::host::preflight::{Facts, Problem};
 use crate::instance::{Instance, InstanceError};
-use crate::nexthop::{self, Found, Resolution, Resolver};
 use crate::model::VirtualServer;
+use crate::nexthop::{self, Found, Resolution, Resolver};
 use crate::reconcile::desired::Desired;
 use crate::reconcile::reconcile;
 use crate::status;
@@ -63,7 +66,7 @@ pub async fn run(file: PathBuf, config: Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// A started daemon. The fields are dropped in this order: tasks, data path, then the instance with its clean-up.
+/// A started daemon. The fields are dropped in this order: tasks, scan, data path, then the instance with its clean-up.
 struct Daemon {
     /// Where the configuration is read from again.
     file: PathBuf,
@@ -77,6 +80,7 @@ struct Daemon {
     calls: mpsc::Receiver<Call>,
     tasks: Vec<JoinHandle<()>>,
     attachments: Vec<Attachment>,
+    scan: Scan,
     datapath: XdpDatapath,
     instance: Instance,
     since: Instant,
@@ -98,7 +102,8 @@ impl Daemon {
 
         let desired = Desired::new(config.virtual_servers.clone(), jiffies_per_second());
         let capacity = Capacity::of(&desired.table(Instant::now()));
-        let mut datapath = load(&config, capacity)?;
+        let secret = object::random_secret().map_err(StartError::Random)?;
+        let mut datapath = load(&config, capacity, secret)?;
         let resolver = Arc::new(Resolver::new(handle, instance.journal(), targets(&config)));
         let resolution = first_resolution(&resolver).await?;
         refuse(ways::problems(&config, &resolution))?;
@@ -114,6 +119,8 @@ impl Daemon {
         if config.xdp.packet_log {
             tasks.push(packet_log::spawn(datapath.ebpf())?);
         }
+        let (timeouts, jiffies_per_second) = (timeouts(&config.timeouts), jiffies_per_second());
+        let scan = Scan::start(&datapath, Constants { timeouts, secret, jiffies_per_second })?;
 
         let attachments = attach_program(&config, &mut instance, &mut datapath, &links)?;
         let listener = server::bind(&instance.socket()).map_err(StartError::socket(&instance.socket()))?;
@@ -134,6 +141,7 @@ impl Daemon {
             calls,
             tasks,
             attachments,
+            scan,
             datapath,
             instance,
             since,
@@ -176,6 +184,7 @@ impl Daemon {
                         error!(error, "the data path is not as configured");
                     }
                     self.failure = failure;
+                    self.release_idle();
                 }
             }
         }
@@ -214,6 +223,15 @@ impl Daemon {
         self.resolution = resolution;
     }
 
+    /// Gives up the places of removed real servers that have no connection any more.
+    fn release_idle(&mut self) {
+        match self.datapath.release_idle() {
+            Ok(0) => {}
+            Ok(real_servers) => info!(real_servers, "removed real servers have lost their last connection"),
+            Err(error) => error!(error = chain(&error), "places of removed real servers could not be given up"),
+        }
+    }
+
     async fn answer(&mut self, request: Request) -> Response {
         match request {
             Request::Status => {
@@ -222,12 +240,16 @@ impl Daemon {
                     pins: self.instance.pins().directory(),
                     attachments: &self.attachments,
                     datapath: &self.datapath,
+                    scan: self.scan.report(),
                     resolution: &self.resolution,
                     desired: &self.desired,
                     now: Instant::now(),
                     uptime: self.since.elapsed(),
                 };
-                status.collect().map_or_else(|error| Response::Error(chain(&error)), Response::Status)
+                match status.collect() {
+                    Ok(status) => Response::Status(Box::new(status)),
+                    Err(error) => Response::Error(chain(&error)),
+                }
             }
             Request::Drain { real_server, seconds } => self.drain(&real_server, seconds.map(Duration::from_secs)),
             Request::Undrain { real_server } => self.undrain(&real_server),
@@ -337,7 +359,7 @@ fn disable_offloads(instance: &Instance, link: &Link, features: &[&'static str])
     Ok(())
 }
 
-fn load(config: &Config, capacity: Capacity) -> Result<XdpDatapath, StartError> {
+fn load(config: &Config, capacity: Capacity, secret: Secret) -> Result<XdpDatapath, StartError> {
     let Capacity { real_servers_max, ring_chunks, nat, wide_tuples } = capacity;
     let options = LoadOptions {
         connections_max: config.xdp.connections_max,
@@ -348,7 +370,7 @@ fn load(config: &Config, capacity: Capacity) -> Result<XdpDatapath, StartError> 
         reject_rate: config.xdp.reject_rate,
         packet_log: config.xdp.packet_log,
         timeouts: timeouts(&config.timeouts),
-        secret: object::random_secret().map_err(StartError::Random)?,
+        secret,
     };
     Ok(XdpDatapath::new(object::load(attach::PROGRAM, &pins::MAPS, &options)?)?)
 }

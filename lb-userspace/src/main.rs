@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use lb_common::net::Protocol;
 use lb_userspace::cli;
 use lb_userspace::cli::operator::RealServerName;
 use lb_userspace::config::XdpMode;
@@ -44,6 +46,16 @@ enum Command {
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
+    },
+    /// List or count the connections in the table, also where the daemon has died; needs root
+    ///
+    /// In no order: each is printed as it is read. Idle and expiry times are exact to about a second, and a connection
+    /// whose time is over is there for a few seconds more. Persistence templates are listed with the network of their clients.
+    Connections {
+        #[command(flatten)]
+        target: TargetArguments,
+        #[command(flatten)]
+        options: ConnectionsArguments,
     },
     /// Take a real server out of the schedule: it gets no new connections, and those it has go on
     Drain {
@@ -89,6 +101,36 @@ enum Command {
     },
 }
 
+/// Which connections are meant, and how they are shown. All that is given must be so of a connection.
+#[derive(Args)]
+struct ConnectionsArguments {
+    /// With this virtual server: its name, "ip", or "ip:port"
+    #[arg(long, value_name = "NAME")]
+    virtual_server: Option<String>,
+    /// Served by this real server: "ip" for any port, "ip:port", "[ip]:port"
+    #[arg(long, value_name = "SERVER")]
+    real_server: Option<RealServerName>,
+    /// Of clients in this network, or of this address
+    #[arg(long, value_name = "CIDR", value_parser = cli::connections::network)]
+    client: Option<IpNet>,
+    /// In this state: opening, established-new (by one packet), established, client-fin, server-fin, both-fin, closed,
+    /// udp-new (one datagram), udp, template-new (not confirmed by a connection), template
+    #[arg(long, value_name = "STATE", value_parser = cli::connections::state)]
+    state: Option<u8>,
+    /// Of this protocol: tcp or udp
+    #[arg(long, value_name = "PROTOCOL", value_parser = cli::connections::protocol)]
+    protocol: Option<Protocol>,
+    /// Count instead, by virtual server, real server and state
+    #[arg(long)]
+    count: bool,
+    /// List so many at most; 0: all
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, conflicts_with = "count")]
+    limit: usize,
+    /// Print JSON: an object a line, or one object with --count
+    #[arg(long)]
+    json: bool,
+}
+
 /// Which real server of which daemon is meant.
 #[derive(Args)]
 struct MemberArguments {
@@ -131,6 +173,7 @@ fn main() -> ExitCode {
         Command::Run { config } => cli::run::run(&config),
         Command::Check { file, config } => Ok(cli::check::check(&config.unwrap_or(file))),
         Command::Status { target, json } => cli::status::status(&target.into(), json),
+        Command::Connections { target, options } => cli::connections::connections(&target.into(), &options.into()),
         Command::Drain { real_server, options, span } => {
             cli::operator::drain(&options.target.into(), real_server, options.virtual_server, span)
         }
@@ -147,7 +190,7 @@ fn main() -> ExitCode {
     })
 }
 
-impl From<TargetArguments> for cli::status::Target {
+impl From<TargetArguments> for cli::instance::Target {
     fn from(arguments: TargetArguments) -> Self {
         let TargetArguments { socket, config, instance } = arguments;
         match (socket, config, instance) {
@@ -156,6 +199,14 @@ impl From<TargetArguments> for cli::status::Target {
             (_, _, Some(name)) => Self::Instance(name),
             (None, None, None) => Self::Only,
         }
+    }
+}
+
+impl From<ConnectionsArguments> for cli::connections::Options {
+    fn from(arguments: ConnectionsArguments) -> Self {
+        let ConnectionsArguments { virtual_server, real_server, client, state, protocol, count, limit, json } =
+            arguments;
+        Self { virtual_server, real_server, client, state, protocol, count, limit, json }
     }
 }
 

@@ -3,14 +3,17 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lb_common::connection::TableCounters;
 use lb_common::real::{NextHopState, real_flag};
 
 use crate::config::Config;
-use crate::control::protocol::{Interface, NextHop, RealServer, Status, VirtualServer};
+use crate::control::protocol::{ConnectionTable, Interface, NextHop, RealServer, Status, VirtualServer};
 use crate::datapath::DatapathError;
 use crate::datapath::xdp::XdpDatapath;
 use crate::datapath::xdp::attach::Attachment;
 use crate::datapath::xdp::statistics::{RealServerStatistics, VirtualServerStatistics};
+use crate::datapath::xdp::table::scanner::Report;
+use crate::datapath::xdp::table::sweep::Census;
 use crate::model::Service;
 use crate::nexthop::{Found, Resolution};
 use crate::reconcile::desired::Desired;
@@ -25,6 +28,8 @@ pub struct Sources<'a> {
     pub attachments: &'a [Attachment],
     /// The counters.
     pub datapath: &'a XdpDatapath,
+    /// What the scan of the connection table has found.
+    pub scan: Report,
     /// The next hops.
     pub resolution: &'a Resolution,
     /// What operators have drained.
@@ -53,8 +58,41 @@ impl Sources<'_> {
             backend: self.config.global.backend.name().to_owned(),
             pin_directory: self.pins.display().to_string(),
             interfaces: self.attachments.iter().map(interface).collect(),
+            connection_table: self.connection_table(&statistics)?,
             virtual_servers: statistics.into_iter().map(|server| self.virtual_server(server)).collect(),
             drops: drops.into_iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
+        })
+    }
+
+    fn connection_table(&self, statistics: &[VirtualServerStatistics]) -> Result<ConnectionTable, DatapathError> {
+        let connections = statistics.iter().flat_map(|server| &server.real_servers).map(|real| real.connections);
+        let Report { census, rounds: _, expired, repaired } = self.scan;
+        let Census { half_open, closing, established, templates } = census;
+        let TableCounters {
+            inserted,
+            reclaimed,
+            evicted_half_open,
+            evicted_closing,
+            evicted_established,
+            refused,
+            lost_races,
+        } = self.datapath.table_counters()?;
+        Ok(ConnectionTable {
+            connections: connections.map(|counts| u64::from(counts.active) + u64::from(counts.inactive)).sum(),
+            connections_max: self.config.xdp.connections_max,
+            half_open,
+            closing,
+            established,
+            templates,
+            inserted,
+            expired: expired + reclaimed,
+            reclaimed,
+            evicted_half_open,
+            evicted_closing,
+            evicted_established,
+            refused,
+            lost_races,
+            repaired,
         })
     }
 
@@ -91,7 +129,9 @@ impl Sources<'_> {
             counters: (*counters).into(),
             next_hop: match entry.next_hop.state {
                 NextHopState::Unusable => NextHop::Unresolved { reason: "behind a router, unfit for dr".to_owned() },
-                NextHopState::Unlisted => NextHop::Unresolved { reason: "by an interface not in xdp.interfaces".to_owned() },
+                NextHopState::Unlisted => {
+                    NextHop::Unresolved { reason: "by an interface not in xdp.interfaces".to_owned() }
+                }
                 NextHopState::Local => NextHop::Local,
                 NextHopState::Resolved | NextHopState::Unresolved => next_hop(self.resolution.found.get(&address.ip())),
             },

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::status::{Target, socket};
+use super::instance::{Target, socket};
 use crate::control::client::ask;
 use crate::control::protocol::{Request, Response, Selector};
 
 /// A real server as the command line names it: `ADDRESS` or `ADDRESS:PORT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RealServerName {
-    ip: IpAddr,
-    port: Option<u16>,
+    pub(super) ip: IpAddr,
+    pub(super) port: Option<u16>,
 }
 
 impl FromStr for RealServerName {

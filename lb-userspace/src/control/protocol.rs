@@ -45,7 +45,7 @@ pub struct Selector {
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     /// To [`Request::Status`].
-    Status(Status),
+    Status(Box<Status>),
     /// To [`Request::Drain`] and [`Request::Undrain`]: the real servers that it was done with.
     Changed(Vec<Changed>),
     /// To [`Request::Reload`]: how many virtual servers were made, changed or removed.
@@ -85,6 +85,8 @@ pub struct Status {
     pub pin_directory: String,
     /// The interfaces that the program is attached to.
     pub interfaces: Vec<Interface>,
+    /// The connection table.
+    pub connection_table: ConnectionTable,
     /// In the order of their addresses.
     pub virtual_servers: Vec<VirtualServer>,
     /// Dropped packets by reason; every reason is there.
@@ -98,6 +100,41 @@ pub struct Interface {
     pub name: String,
     /// `native` or `generic`; `detached` where somebody has removed the program.
     pub mode: String,
+}
+
+/// How full the connection table is, and what became of connections in it since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionTable {
+    /// Connections now: the real servers' active and inactive ones.
+    pub connections: u64,
+    /// With how many the table is as full as it should be (`xdp.connections_max`); above, connections may displace others.
+    pub connections_max: u32,
+    /// Half-open TCP connections, and UDP flows of one datagram, when the table was last gone through: up to 4 s ago.
+    pub half_open: u64,
+    /// Closing and closed TCP connections, likewise.
+    pub closing: u64,
+    /// Established TCP connections, and UDP flows of more than one datagram, likewise.
+    pub established: u64,
+    /// Persistence templates, likewise; they are no connections.
+    pub templates: u64,
+    /// Connections and templates that were entered.
+    pub inserted: u64,
+    /// Those that ended because their time was over, or their real server gone.
+    pub expired: u64,
+    /// Those of them whose slot a newcomer took, before the scan came by.
+    pub reclaimed: u64,
+    /// Half-open connections that newcomers displaced.
+    pub evicted_half_open: u64,
+    /// Closing connections that newcomers displaced.
+    pub evicted_closing: u64,
+    /// Connections established by one packet only that newcomers displaced. Others are never displaced.
+    pub evicted_established: u64,
+    /// Newcomers that found no slot: a real server is chosen by hash for each of their packets; with `nat` they are dropped.
+    pub refused: u64,
+    /// Newcomers that lost a race for a slot twice, and fared likewise.
+    pub lost_races: u64,
+    /// Counts and loads of real servers that were wrong and were put right by what is in the table.
+    pub repaired: u64,
 }
 
 /// A virtual server.

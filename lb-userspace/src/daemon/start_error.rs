@@ -9,6 +9,7 @@ use crate::datapath::DatapathError;
 use crate::datapath::xdp::attach::AttachError;
 use crate::datapath::xdp::object::LoadError;
 use crate::datapath::xdp::pins::PinsError;
+use crate::datapath::xdp::table::task::ScanError;
 use crate::host::preflight::Problem;
 
 /// Why the daemon did not start.
@@ -41,6 +42,9 @@ pub enum StartError {
     /// The program could not be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The connection table cannot be scanned.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
     /// The packet log could not be opened.
     #[error("cannot open the packet log of the XDP program")]
     PacketLog(#[from] aya_log::Error),
