@@ -43,4 +43,6 @@ mod scheduling;
 #[cfg(test)]
 mod tables;
 #[cfg(test)]
+mod twin;
+#[cfg(test)]
 mod untouched;

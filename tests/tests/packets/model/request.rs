@@ -223,7 +223,7 @@ impl Model {
             (ForwardingMethod::Tun, Family::V4) => 20,
             (ForwardingMethod::Tun, Family::V6) => 40,
         };
-        self.way(real, packet.reading.length() + outer)
+        Self::way(real, packet.reading.length() + outer)
     }
 
     fn send_to(&mut self, packet: &Packet, index: u16, is_new: bool) -> Outcome {

@@ -10,6 +10,7 @@ use lb_common::connection::{Bucket, Meta, Slot, TableCounters, TupleBucket};
 use lb_common::counters::Counters;
 use lb_common::drop_reason::DropReason;
 use lb_common::real::{CountChunk, LoadChunk, load};
+use lb_userspace::datapath::xdp::object::LoadOptions;
 use lb_userspace::model::VirtualServer;
 
 use super::bench::{Bench, Sent, Verdict, assert_same};
@@ -17,7 +18,7 @@ use super::frame::Frame;
 use super::model::state::State;
 use super::model::table::{Entry, Table};
 use super::model::{Model, Outcome, Settings};
-use super::scene::{INGRESS, UNLISTED};
+use super::scene::INGRESS;
 
 /// The program, and the model in the same state.
 pub struct Twin {
@@ -27,9 +28,9 @@ pub struct Twin {
 
 impl Twin {
     pub fn new(bench: Bench) -> Self {
-        let table = Table::new(bench.buckets(), bench.timeouts(), bench.secret());
-        let settings =
-            Settings { secret: bench.secret(), rejects_per_tick: bench.rejects_per_tick(), first_unlisted: UNLISTED };
+        let LoadOptions { timeouts, secret, .. } = bench.options();
+        let table = Table::new(bench.buckets(), timeouts, secret);
+        let settings = Settings { secret, rejects_per_tick: bench.rejects_per_tick() };
         Self { bench, model: Model::new(settings, table) }
     }
 
@@ -43,7 +44,7 @@ impl Twin {
     pub fn clear(&mut self) {
         self.install(&[]);
         self.bench.clear();
-        self.model.table.buckets.iter_mut().for_each(|slots| slots.fill(None));
+        self.model.clear();
     }
 
     /// Sends a frame through both.
@@ -60,17 +61,9 @@ impl Twin {
 
     /// Makes everything in the table `ticks` older.
     pub fn age(&mut self, ticks: u16) {
-        for (bucket, slots) in self.model.table.buckets.iter_mut().enumerate() {
-            for entry in slots.iter_mut().flatten() {
-                entry.last_seen = entry.last_seen.wrapping_sub(ticks);
-            }
-            if slots.iter().any(Option::is_some) {
-                let index = u32::try_from(bucket).expect("fits");
-                let mut bucket: Bucket = self.bench.get("connections", index);
-                let taken = bucket.slots.iter_mut().filter(|slot| slot.state != 0);
-                taken.for_each(|slot| slot.last_seen = slot.last_seen.wrapping_sub(ticks));
-                self.bench.set("connections", index, bucket);
-            }
+        self.bench.age(ticks);
+        for entry in self.model.table.buckets.iter_mut().flatten().flatten() {
+            entry.last_seen = entry.last_seen.wrapping_sub(ticks);
         }
     }
 

@@ -3,10 +3,12 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use lb_common::connection::Timeouts;
+use lb_userspace::datapath::xdp::object::LoadOptions;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::super::bench::{Bench, in_namespace, is_long};
+use super::super::bench::{Bench, OPTIONS, in_namespace, is_long};
 use super::super::frame::{ACK, SYN};
 use super::super::scene::{FAMILIES, INGRESS};
 use super::Twin;
@@ -15,9 +17,14 @@ use super::scenario::{Event, Look, Spec, events, specs};
 /// Sequences for each size of the table; in a long test, twenty times as many.
 const CASES: u32 = 64;
 
+/// Short ones, so that much comes to its end; and few answers to refused packets, so that some get none.
+const fn options(connections_max: u32) -> LoadOptions {
+    LoadOptions { connections_max, reject_rate: 3, timeouts: Timeouts::new(20, 80, 40, 10, 60, 100), ..OPTIONS }
+}
+
 /// Program and model with a table for `connections` connections, and a way to every real server.
 fn twin(connections: u32) -> Twin {
-    let mut bench = Bench::with_room_for(connections);
+    let mut bench = Bench::load(&options(connections));
     for family in FAMILIES {
         (1..=60).for_each(|n| bench.way(family, n, INGRESS, 1500));
     }
