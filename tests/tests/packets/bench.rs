@@ -51,7 +51,6 @@ pub mod timeout {
     pub const CLOSING: u16 = 2000;
     pub const RESET: u16 = 500;
     pub const UDP: u16 = 3000;
-    pub const TEMPLATE: u16 = 5000;
 }
 
 /// What the tests load unless they say otherwise.
@@ -69,7 +68,6 @@ pub const OPTIONS: LoadOptions = LoadOptions {
         timeout::CLOSING,
         timeout::RESET,
         timeout::UDP,
-        timeout::TEMPLATE,
     ),
     secret: Secret { words: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210] },
 };

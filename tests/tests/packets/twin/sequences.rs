@@ -19,7 +19,7 @@ const CASES: u32 = 64;
 
 /// Short ones, so that much comes to its end; and few answers to refused packets, so that some get none.
 const fn options(connections_max: u32) -> LoadOptions {
-    LoadOptions { connections_max, reject_rate: 3, timeouts: Timeouts::new(20, 80, 40, 10, 60, 100), ..OPTIONS }
+    LoadOptions { connections_max, reject_rate: 3, timeouts: Timeouts::new(20, 80, 40, 10, 60), ..OPTIONS }
 }
 
 /// Program and model with a table for `connections` connections, and a way to every real server.
