@@ -125,7 +125,9 @@ fn head(effort: Effort, findings: &[Finding]) -> String {
     let empty = cost::Spread::of(findings.iter().map(|finding| finding.empty).collect());
     let empty = empty.map_or_else(String::new, |empty| {
         let cost::Spread { median, lowest, highest } = empty;
-        format!("; an empty program, with the making of its packets, takes {median} [{lowest}..{highest}] ns, taken off")
+        format!(
+            "; an empty program, with the making of its packets, takes {median} [{lowest}..{highest}] ns, taken off"
+        )
     });
     format!("Linux {kernel}, {processor}; {runs} runs of {packets} packets a figure{empty}")
 }
