@@ -82,12 +82,14 @@ pub fn index_key(address: &Address, port: Port, protocol: Protocol) -> u64 {
     }
 }
 
-/// The bucket of a key in an index of `mask` + 1 buckets, a power of two, under a seed that user space has sought.
+/// The bucket of a key in an index of `mask` + 1 buckets, a power of two up to 2^24, under a seed that user space has sought.
+///
+/// One multiplication spreads well enough for that: a seed under which a bucket overflows is not taken.
 #[inline(always)]
 pub const fn index_bucket(key: u64, seed: u32, mask: u32) -> u32 {
-    #[expect(clippy::cast_possible_truncation, reason = "the mask has 32 bits")]
+    #[expect(clippy::cast_possible_truncation, reason = "24 bits are left")]
     {
-        (mix(key ^ (seed as u64) << 8) >> 24) as u32 & mask
+        ((key ^ seed as u64).wrapping_mul(MULTIPLIER) >> 40) as u32 & mask
     }
 }
 
@@ -111,10 +113,10 @@ impl SipState {
     const fn round(self) -> Self {
         let Self([a, b, c, d]) = self;
         let a = a.wrapping_add(b);
-        let b = (b<<13) ^ a;
+        let b = b.rotate_left(13) ^ a;
         let a = a.rotate_left(32);
         let c = c.wrapping_add(d);
-        let d = (d<<16)^c;
+        let d = d.rotate_left(16) ^ c;
         let a = a.wrapping_add(d);
         let d = d.rotate_left(21) ^ a;
         let c = c.wrapping_add(b);

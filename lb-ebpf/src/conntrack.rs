@@ -175,7 +175,7 @@ pub extern "C" fn enter_connection(key: u64, meta: u64, client_a: u64, client_b:
     let meta = Meta(meta);
     let both = u64::from(one) | u64::from(two) << 32;
     for _ in 0..2 {
-        let mut number = free_slot(both);
+        let mut number = free_slot(one, two);
         let highest = if number == NO_SLOT {
             number = victim(both, State::class(meta.state()).into());
             highest_class(State::class(meta.state()))
@@ -195,12 +195,13 @@ pub extern "C" fn enter_connection(key: u64, meta: u64, client_a: u64, client_b:
     entry::REFUSED
 }
 
-/// Whether a SYN for `key` would find no slot.
-#[inline(always)]
-pub fn is_crowded(key: u64) -> bool {
+/// 1 if a SYN for `key` would find no slot, else 0.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn is_crowded(key: u64) -> u32 {
     let (one, two) = candidates(key);
     let both = u64::from(one) | u64::from(two) << 32;
-    free_slot(both) == NO_SLOT && victim(both, State::class(State::OPENING).into()) == NO_SLOT
+    u32::from(free_slot(one, two) == NO_SLOT && victim(both, State::class(State::OPENING).into()) == NO_SLOT)
 }
 
 /// Changes this CPU's counters of the table.
@@ -215,13 +216,11 @@ fn tally(change: impl Fn(&mut lb_common::connection::TableCounters)) {
 /// No place.
 pub const NO_SLOT: u32 = u32::MAX;
 
-/// The number of the free slot that a newcomer takes, of the two buckets in the halves of `buckets`.
+/// The number of the free slot that a newcomer takes, in one of two buckets.
 ///
 /// Straight-line: a branch for each slot would be 2^16 paths to verify.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn free_slot(buckets: u64) -> u32 {
-    let (one, two) = (buckets as u32, (buckets >> 32) as u32);
+#[inline(always)]
+fn free_slot(one: u32, two: u32) -> u32 {
     let (Some(first), Some(second)) = (maps::CONNECTIONS.get_ptr_mut(one), maps::CONNECTIONS.get_ptr_mut(two)) else {
         return NO_SLOT;
     };
@@ -256,7 +255,8 @@ fn room(bucket: *mut Bucket) -> u64 {
     occupied << 8 | free
 }
 
-/// The number of the slot that a newcomer of class `class` may take from another connection.
+/// The number of the slot that a newcomer of class `class` may take from another connection, of the two buckets in the
+/// halves of `buckets`.
 ///
 /// Expired ones first, then by class, oldest first. Straight-line, as [`free_slot`].
 #[inline(never)]
@@ -354,7 +354,7 @@ fn claim(number: u32, highest: u8, key: u64, meta: Meta, client: [u64; 2], ports
         // SAFETY: an element of a live map; only the holder of the slot writes it.
         unsafe { word::write((tuples as *mut Tuple).add(lane), tuple) };
     }
-    load::count_connection(meta.real_server().into(), State::FREE.into(), meta.state().into());
+    load::count(meta.real_server().into(), State::FREE, meta.state());
     // SAFETY: as above.
     unsafe { word::write(second, meta.0) };
     true

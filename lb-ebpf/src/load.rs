@@ -32,22 +32,27 @@ pub fn word_of(real: u32) -> u64 {
 
 const ONE_ACTIVE: u64 = 1 << 32;
 
-/// Notes that a connection of `real` went from one state to another; [`State::FREE`] before its begin and after its end.
-///
-/// A function of its own, like its neighbours in other files: verified once, not on every path that leads here.
+/// [`count`], as a function of its own: verified once, not on every path that leads here.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn count_connection(index: u32, from: u32, to: u32) -> u32 {
-    let (from_active, from_inactive) = share(from as u8);
-    let (to_active, to_inactive) = share(to as u8);
+    count(index, from as u8, to as u8);
+    0
+}
+
+/// Notes that a connection of `index` went from one state to another; [`State::FREE`] before its begin and after its end.
+#[inline(always)]
+pub fn count(index: u32, from: u8, to: u8) {
+    let (from_active, from_inactive) = share(from);
+    let (to_active, to_inactive) = share(to);
     let active = to_active.wrapping_sub(from_active);
     let inactive = to_inactive.wrapping_sub(from_inactive);
     if active == 0 && inactive == 0 {
-        return 0;
+        return;
     }
-    let Some(real) = maps::REAL_SERVERS.get(index) else { return 0 };
-    let Some(counts) = maps::SERVER_COUNTS.get_ptr_mut(index / 8) else { return 0 };
-    let Some(loads) = maps::SERVER_LOADS.get_ptr_mut(index / 8) else { return 0 };
+    let Some(real) = maps::REAL_SERVERS.get(index) else { return };
+    let Some(counts) = maps::SERVER_COUNTS.get_ptr_mut(index / 8) else { return };
+    let Some(loads) = maps::SERVER_LOADS.get_ptr_mut(index / 8) else { return };
     // SAFETY: a lane of a live map element.
     let counts = unsafe { (counts as *mut u64).add(word::lane(index.into())) };
     // SAFETY: as above.
@@ -67,7 +72,6 @@ pub extern "C" fn count_connection(index: u32, from: u32, to: u32) -> u32 {
         // SAFETY: as above.
         unsafe { limit(real, lane, total(before), total(after)) };
     }
-    0
 }
 
 /// What active and inactive connections a state stands for.

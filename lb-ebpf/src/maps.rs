@@ -109,6 +109,10 @@ pub static REJECT_BUDGET: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map(name = "route")]
 pub static ROUTE: PerCpuArray<Egress, 1> = PerCpuArray::new();
 
+/// Idle times after which a connection is void, in element 0: [`TIMEOUTS`] once more, for user space.
+#[btf_map(name = "timeouts")]
+pub static TIMEOUTS_IN_FORCE: Array<Timeouts, 1> = Array::new();
+
 /// The interfaces that `balance` is attached to.
 #[btf_map(name = "interfaces")]
 pub static INTERFACES: Array<InterfaceEntry, { INTERFACES_LENGTH as usize }, MMAPABLE> = Array::new();

@@ -108,7 +108,7 @@ pub fn tcp_flags(ctx: &XdpContext, packet: &Packet) -> Result<u8, DropReason> {
 fn is_for_us(ctx: &XdpContext, ethernet: &Ethernet) -> bool {
     let ifindex = ctx.ingress_ifindex() as u32;
     let Some(interface) = maps::INTERFACES.get(ifindex % lb_common::INTERFACES_LENGTH) else { return false };
-    interface.ifindex == ifindex && interface.mac.octets == ethernet.destination.octets
+    interface.ifindex == ifindex && interface.mac.words() == ethernet.destination.words()
 }
 
 /// Reads an IPv4 packet; `None` for what is not TCP or UDP with ports.

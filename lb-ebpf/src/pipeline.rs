@@ -5,6 +5,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::macro_support::{Level, level_enabled};
 use aya_log_ebpf::info;
 use lb_common::checksum::Delta;
 use lb_common::connection::{Meta, State};
@@ -98,7 +99,10 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
         (choice.index, choice.real) = (index, real);
         way = forward::to_real_server(ctx, packet, index, real)?;
     }
-    log_packet(ctx.ctx, choice.index);
+    // The verifier removes the branch where the packet log is off.
+    if level_enabled(Level::Info) {
+        log_packet(ctx.ctx, choice.index);
+    }
     let verdict = match way {
         Way::Out(egress) => deliver(ctx, packet, choice.real, &egress)?,
         Way::Up => Verdict::PASS,
@@ -219,7 +223,7 @@ fn midstream(service: &VirtualServerEntry, key: u64, flags: u8) -> Midstream {
             false => Midstream::Refuse,
         };
     }
-    if conntrack::is_crowded(key) { Midstream::Stateless } else { Midstream::Refuse }
+    if conntrack::is_crowded(key) != 0 { Midstream::Stateless } else { Midstream::Refuse }
 }
 
 /// The index of the real server that template, scheduler or sorry server gives; [`NONE`] without any.
@@ -363,7 +367,7 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
     Ok(verdict)
 }
 
-/// One line a packet that goes to a real server, where the packet log is on; the verifier removes it where it is off.
+/// One line a packet that goes to a real server.
 ///
 /// It reads the packet anew: what a function of its own is given a pointer to would lie on the stack for every packet.
 #[inline(never)]

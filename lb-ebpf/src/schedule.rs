@@ -17,7 +17,7 @@ pub extern "C" fn choose_server(service: u32, client_a: u64, client_b: u64, port
     match service.scheduler {
         Scheduler::Rr | Scheduler::Wrr => in_turn(service),
         Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq | Scheduler::Fo | Scheduler::Ovf => {
-            least_loaded(service.index)
+            least_loaded(service)
         }
         Scheduler::Twos => better_of_two(service),
         Scheduler::Sh | Scheduler::Mh => {
@@ -100,10 +100,8 @@ pub extern "C" fn stateless_server(service: u32, key: u64) -> u32 {
 }
 
 /// The real server with the smallest load, of all or of a window; the turn decides between equals.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn least_loaded(service: u32) -> u32 {
-    let Some(service) = service::by_index(service) else { return NONE };
+#[inline(always)]
+fn least_loaded(service: &VirtualServerEntry) -> u32 {
     let (chunks, lanes) = (run(&service.chunks), service.lanes);
     let turn = if lanes == 0 { 0 } else { next_turn(service.index) as u32 % lanes };
     let first = turn / 8;

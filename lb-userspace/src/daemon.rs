@@ -2,34 +2,45 @@
 //!
 //! Everything that it changes on the host hangs on [`Instance`], whose drop puts it back whatever way this module is left.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::REAL_SERVERS_MAX;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use lb_common::connection::{State, TIMEOUT_MAX, Timeouts};
+use lb_common::hash::Secret;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control::protocol::{Request, Response};
 use crate::control::server::{self, Call};
 use crate::datapath::xdp::attach::{self, AttachedMode, Attachment};
+use crate::datapath::xdp::capacity::Capacity;
 use crate::datapath::xdp::object::{self, LoadOptions};
+use crate::datapath::xdp::table::scanner::Constants;
+use crate::datapath::xdp::table::task::Scan;
 use crate::datapath::xdp::{XdpDatapath, packet_log, pins};
-use crate::datapath::{DatapathError, Servers, ServiceTable};
+use crate::datapath::{DatapathError, ticks};
 use crate::error::chain;
+use crate::host::jiffies_per_second;
 use crate::host::journal::HostChange;
 use crate::host::link::{self, Link};
 use crate::host::offload;
 use crate::host::preflight::{Facts, Problem};
 use crate::instance::{Instance, InstanceError};
+use crate::model::VirtualServer;
 use crate::nexthop::{self, Found, Resolution, Resolver};
+use crate::reconcile::desired::Desired;
 use crate::reconcile::reconcile;
 use crate::status;
 
+mod operator;
+mod signals;
 mod start_error;
 mod ways;
 
+use signals::{Event, Signals};
 pub use start_error::StartError;
 
 /// How long a start waits for the next hops' Ethernet addresses; packets before that take the kernel's routing table.
@@ -37,15 +48,15 @@ const NEXT_HOPS_WAIT: Duration = Duration::from_secs(1);
 /// How often the installed state is compared with the desired one.
 const RECONCILE_PERIOD: Duration = Duration::from_secs(10);
 
-/// Serves `config` until SIGTERM or SIGINT.
+/// Serves `config`, which was read from `file`, until SIGTERM or SIGINT. SIGHUP and `evenkeel reload` read the file again.
 ///
 /// # Errors
 ///
 /// [`StartError`] when it could not start; the host is as before then.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(file: PathBuf, config: Config) -> Result<(), StartError> {
     let mut signals = Signals::new()?;
     let started = tokio::select! {
-        started = Daemon::start(config) => started?,
+        started = Daemon::start(file, config) => started?,
         name = signals.stop() => {
             info!(signal = name, "stopped before the start was complete");
             return Ok(());
@@ -55,14 +66,21 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// A started daemon. The fields are dropped in this order: tasks, data path, then the instance with its clean-up.
+/// A started daemon. The fields are dropped in this order: tasks, scan, data path, then the instance with its clean-up.
 struct Daemon {
+    /// Where the configuration is read from again.
+    file: PathBuf,
     config: Config,
+    /// What the program was loaded for.
+    capacity: Capacity,
+    desired: Desired,
+    resolver: Arc<Resolver>,
     resolution: Resolution,
     resolutions: mpsc::Receiver<Resolution>,
     calls: mpsc::Receiver<Call>,
     tasks: Vec<JoinHandle<()>>,
     attachments: Vec<Attachment>,
+    scan: Scan,
     datapath: XdpDatapath,
     instance: Instance,
     since: Instant,
@@ -72,7 +90,7 @@ struct Daemon {
 
 impl Daemon {
     /// Checks, loads and resolves first; what an earlier daemon has left forwards until all of that is done.
-    async fn start(config: Config) -> Result<Self, StartError> {
+    async fn start(file: PathBuf, config: Config) -> Result<Self, StartError> {
         let handle = link::connect().map_err(StartError::Netlink)?;
         let facts = Facts::gather(&config, link::links(&handle).await?, link::addresses(&handle).await?);
         refuse(facts.problems(&config))?;
@@ -82,22 +100,27 @@ impl Daemon {
         }
         let links = interfaces(&config, &instance, facts.links)?;
 
-        let mut datapath = load(&config)?;
-        let resolver = Resolver::new(handle, instance.journal(), targets(&config));
+        let desired = Desired::new(config.virtual_servers.clone(), jiffies_per_second());
+        let capacity = Capacity::of(&desired.table(Instant::now()));
+        let secret = object::random_secret().map_err(StartError::Random)?;
+        let mut datapath = load(&config, capacity, secret)?;
+        let resolver = Arc::new(Resolver::new(handle, instance.journal(), targets(&config)));
         let resolution = first_resolution(&resolver).await?;
         refuse(ways::problems(&config, &resolution))?;
         for warning in ways::warnings(&config, &resolution) {
             warn!("{warning}");
         }
-        set_ways(&mut datapath, &resolution)?;
+        set_ways(&mut datapath, &resolution, &config.xdp.interfaces)?;
         for link in &links {
             datapath.set_interface(link.index, link.mac)?;
         }
-        reconcile(&mut datapath, &desired(&config))?;
+        reconcile(&mut datapath, &desired.table(Instant::now()))?;
         let mut tasks = Vec::new();
         if config.xdp.packet_log {
             tasks.push(packet_log::spawn(datapath.ebpf())?);
         }
+        let (timeouts, jiffies_per_second) = (timeouts(&config.timeouts), jiffies_per_second());
+        let scan = Scan::start(&datapath, Constants { timeouts, secret, jiffies_per_second })?;
 
         let attachments = attach_program(&config, &mut instance, &mut datapath, &links)?;
         let listener = server::bind(&instance.socket()).map_err(StartError::socket(&instance.socket()))?;
@@ -105,15 +128,20 @@ impl Daemon {
         let (resolutions_sender, resolutions) = mpsc::channel(4);
         let (calls_sender, calls) = mpsc::channel(16);
         tasks.push(tokio::spawn(server::serve(listener, calls_sender)));
-        tasks.push(tokio::spawn(nexthop::watch(resolver, resolutions_sender)));
+        tasks.push(tokio::spawn(nexthop::watch(resolver.clone(), resolutions_sender)));
         let since = Instant::now();
         Ok(Self {
+            file,
             config,
+            capacity,
+            desired,
+            resolver,
             resolution,
             resolutions,
             calls,
             tasks,
             attachments,
+            scan,
             datapath,
             instance,
             since,
@@ -130,23 +158,33 @@ impl Daemon {
         );
         let mut period = tokio::time::interval(RECONCILE_PERIOD);
         loop {
+            let change = self.desired.deadline(Instant::now());
             tokio::select! {
-                name = signals.stop() => {
-                    info!(signal = name, "stopping");
-                    break;
-                }
+                event = signals.next() => match event {
+                    Event::Stop(name) => {
+                        info!(signal = name, "stopping");
+                        break;
+                    }
+                    Event::Reload => match self.reload().await {
+                        Ok(changes) => info!(changes, "configuration reloaded"),
+                        Err(error) => error!(error = chain(&error), "configuration not reloaded; the old one still holds"),
+                    },
+                },
                 // Were one of the two tasks to end, packets would still be served; so is the rest.
                 Some(resolution) = self.resolutions.recv() => self.resolved(resolution),
                 Some((request, answer)) = self.calls.recv() => {
+                    let response = self.answer(request).await;
                     // The caller may have hung up; then nobody wants the answer.
-                    drop(answer.send(self.answer(&request)));
+                    drop(answer.send(response));
                 }
+                () = sleep_until(change) => self.expire(),
                 _ = period.tick() => {
-                    let failure = reconcile(&mut self.datapath, &desired(&self.config)).err().map(|error| chain(&error));
+                    let failure = self.reconcile().err().map(|error| chain(&error));
                     if let Some(error) = failure.as_ref().filter(|_| failure != self.failure) {
                         error!(error, "the data path is not as configured");
                     }
                     self.failure = failure;
+                    self.release_idle();
                 }
             }
         }
@@ -166,7 +204,10 @@ impl Daemon {
         for warning in ways::warnings(&self.config, &resolution).iter().filter(|warning| !known.contains(warning)) {
             warn!("{warning}");
         }
-        let mut result = set_ways(&mut self.datapath, &resolution);
+        let mut result = set_ways(&mut self.datapath, &resolution, &self.config.xdp.interfaces);
+        if resolution.routes != self.resolution.routes {
+            result = result.and(self.datapath.routes_changed());
+        }
         for attachment in &mut self.attachments {
             let link = resolution.links.iter().find(|link| link.index == attachment.ifindex);
             if attachment.observe(link) {
@@ -182,7 +223,16 @@ impl Daemon {
         self.resolution = resolution;
     }
 
-    fn answer(&self, request: &Request) -> Response {
+    /// Gives up the places of removed real servers that have no connection any more.
+    fn release_idle(&mut self) {
+        match self.datapath.release_idle() {
+            Ok(0) => {}
+            Ok(real_servers) => info!(real_servers, "removed real servers have lost their last connection"),
+            Err(error) => error!(error = chain(&error), "places of removed real servers could not be given up"),
+        }
+    }
+
+    async fn answer(&mut self, request: Request) -> Response {
         match request {
             Request::Status => {
                 let status = status::Sources {
@@ -190,23 +240,41 @@ impl Daemon {
                     pins: self.instance.pins().directory(),
                     attachments: &self.attachments,
                     datapath: &self.datapath,
+                    scan: self.scan.report(),
                     resolution: &self.resolution,
+                    desired: &self.desired,
+                    now: Instant::now(),
                     uptime: self.since.elapsed(),
                 };
-                status.collect().map_or_else(|error| Response::Error(chain(&error)), Response::Status)
+                match status.collect() {
+                    Ok(status) => Response::Status(Box::new(status)),
+                    Err(error) => Response::Error(chain(&error)),
+                }
             }
+            Request::Drain { real_server, seconds } => self.drain(&real_server, seconds.map(Duration::from_secs)),
+            Request::Undrain { real_server } => self.undrain(&real_server),
+            Request::Reload => match self.reload().await {
+                Ok(changes) => Response::Reloaded { changes },
+                Err(error) => Response::Error(chain(&error)),
+            },
         }
     }
 }
 
-/// The table that the configuration asks for.
-fn desired(config: &Config) -> ServiceTable {
-    config.virtual_servers.iter().map(|server| (server.service, Servers::from(server))).collect()
+/// Waits until `deadline`, for ever without one.
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Every real server's address.
 fn targets(config: &Config) -> Vec<std::net::IpAddr> {
-    config.virtual_servers.iter().flat_map(|server| &server.real_servers).map(|real| real.address.ip()).collect()
+    let reals = |server: &VirtualServer| {
+        server.real_servers.iter().chain(&server.sorry_server).map(|real| real.address.ip()).collect::<Vec<_>>()
+    };
+    config.virtual_servers.iter().flat_map(reals).collect()
 }
 
 fn refuse(problems: Vec<Problem>) -> Result<(), StartError> {
@@ -291,24 +359,35 @@ fn disable_offloads(instance: &Instance, link: &Link, features: &[&'static str])
     Ok(())
 }
 
-fn load(config: &Config) -> Result<XdpDatapath, StartError> {
-    use lb_common::connection::Timeouts;
-    use lb_common::service::ForwardingMethod;
-    let real_servers = config.virtual_servers.iter().flat_map(|server| &server.real_servers);
+fn load(config: &Config, capacity: Capacity, secret: Secret) -> Result<XdpDatapath, StartError> {
+    let Capacity { real_servers_max, ring_chunks, nat, wide_tuples } = capacity;
     let options = LoadOptions {
         connections_max: config.xdp.connections_max,
-        real_servers_max: slots(real_servers.clone().count()),
-        nat: real_servers.clone().any(|real| real.forwarding == ForwardingMethod::Nat),
+        real_servers_max,
+        ring_chunks,
+        nat,
+        wide_tuples,
+        reject_rate: config.xdp.reject_rate,
         packet_log: config.xdp.packet_log,
-        timeouts: Timeouts::ipvs_defaults(crate::host::jiffies_per_second()),
+        timeouts: timeouts(&config.timeouts),
+        secret,
     };
     Ok(XdpDatapath::new(object::load(attach::PROGRAM, &pins::MAPS, &options)?)?)
 }
 
-/// Places for `count` real servers and as many again, so that `bpftool map dump` prints few empty ones.
-fn slots(count: usize) -> u32 {
-    let count = u32::try_from(count).unwrap_or(REAL_SERVERS_MAX);
-    count.saturating_mul(2).clamp(16, REAL_SERVERS_MAX).next_power_of_two()
+/// The timeouts of the packet path; those that IPVS has no setting for are its own.
+fn timeouts(configured: &config::Timeouts) -> Timeouts {
+    let config::Timeouts { tcp, tcp_fin, udp } = *configured;
+    let hz = jiffies_per_second();
+    let defaults = Timeouts::ipvs_defaults(hz);
+    Timeouts::new(
+        defaults.of(State::OPENING),
+        ticks(tcp, hz),
+        ticks(tcp_fin, hz),
+        defaults.of(State::CLOSED),
+        ticks(udp, hz),
+        TIMEOUT_MAX,
+    )
 }
 
 /// Resolves until every next hop is known, but no longer than a start may wait.
@@ -327,9 +406,9 @@ async fn first_resolution(resolver: &Resolver) -> Result<Resolution, StartError>
     }
 }
 
-fn set_ways(datapath: &mut XdpDatapath, resolution: &Resolution) -> Result<(), DatapathError> {
+fn set_ways(datapath: &mut XdpDatapath, resolution: &Resolution, interfaces: &[String]) -> Result<(), DatapathError> {
     for (address, found) in &resolution.found {
-        let way = found.way();
+        let way = found.way(interfaces);
         if datapath.way(*address) != way {
             datapath.set_way(*address, way)?;
         }
@@ -346,45 +425,8 @@ fn log_found(address: std::net::IpAddr, found: &Found) {
             warn!(real_server = %address, interface = route.interface.name, "next hop does not answer");
         }
         Found::Local => {
-            warn!(real_server = %address, "real server is an address of this host, which is not served yet")
+            info!(real_server = %address, "this host is the real server")
         }
         Found::NoRoute => warn!(real_server = %address, "no route to the real server"),
-    }
-}
-
-/// The signals that stop the daemon, and one that must not.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    /// What operators send to other daemons to reload or to dump their state; dying of it would take the service down.
-    ignored: [Signal; 3],
-}
-
-impl Signals {
-    fn new() -> Result<Self, StartError> {
-        let listen = |kind| signal(kind).map_err(StartError::Signals);
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            ignored: [
-                listen(SignalKind::hangup())?,
-                listen(SignalKind::user_defined1())?,
-                listen(SignalKind::user_defined2())?,
-            ],
-        })
-    }
-
-    /// The name of the signal that asks to stop.
-    async fn stop(&mut self) -> &'static str {
-        let Self { terminate, interrupt, ignored: [hangup, user1, user2] } = self;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => return "SIGTERM",
-                _ = interrupt.recv() => return "SIGINT",
-                _ = hangup.recv() => warn!("SIGHUP ignored: reload is not available yet, restart instead"),
-                _ = user1.recv() => warn!("SIGUSR1 ignored: `evenkeel status` shows the state"),
-                _ = user2.recv() => warn!("SIGUSR2 ignored: `evenkeel status` shows the counters"),
-            }
-        }
     }
 }

@@ -3,9 +3,13 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use lb_common::net::Protocol;
 use lb_userspace::cli;
+use lb_userspace::cli::operator::RealServerName;
 use lb_userspace::config::XdpMode;
 
 /// Load balancer for TCP and UDP: XDP forwards by NAT, direct routing or tunnelling, from one TOML file.
@@ -43,6 +47,40 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List or count the connections in the table, also where the daemon has died; needs root
+    ///
+    /// In no order: each is printed as it is read. Idle and expiry times are exact to about a second, and a connection
+    /// whose time is over is there for a few seconds more. Persistence templates are listed with the network of their clients.
+    Connections {
+        #[command(flatten)]
+        target: TargetArguments,
+        #[command(flatten)]
+        options: ConnectionsArguments,
+    },
+    /// Take a real server out of the schedule: it gets no new connections, and those it has go on
+    Drain {
+        /// Its address: "ip" for any port, "ip:port", "[ip]:port"
+        #[arg(value_name = "SERVER")]
+        real_server: RealServerName,
+        #[command(flatten)]
+        options: MemberArguments,
+        /// Give it back after this time, such as "60s" or "10m"; without it, until `evenkeel undrain`
+        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        span: Option<Duration>,
+    },
+    /// Give a drained real server back; with slow_start its weight rises from 1
+    Undrain {
+        /// Its address, as with drain
+        #[arg(value_name = "SERVER")]
+        real_server: RealServerName,
+        #[command(flatten)]
+        options: MemberArguments,
+    },
+    /// Read the configuration again and serve what it says, as on SIGHUP; where it has errors, the old one holds
+    Reload {
+        #[command(flatten)]
+        target: TargetArguments,
+    },
     /// Remove what a daemon that was killed has left: its program, pins, socket, and changes to the host
     Cleanup {
         /// The configuration that the daemon ran
@@ -61,6 +99,46 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Mode::Auto)]
         mode: Mode,
     },
+}
+
+/// Which connections are meant, and how they are shown. All that is given must be so of a connection.
+#[derive(Args)]
+struct ConnectionsArguments {
+    /// With this virtual server: its name, "ip", or "ip:port"
+    #[arg(long, value_name = "NAME")]
+    virtual_server: Option<String>,
+    /// Served by this real server: "ip" for any port, "ip:port", "[ip]:port"
+    #[arg(long, value_name = "SERVER")]
+    real_server: Option<RealServerName>,
+    /// Of clients in this network, or of this address
+    #[arg(long, value_name = "CIDR", value_parser = cli::connections::network)]
+    client: Option<IpNet>,
+    /// In this state: opening, established-new (by one packet), established, client-fin, server-fin, both-fin, closed,
+    /// udp-new (one datagram), udp, template-new (not confirmed by a connection), template
+    #[arg(long, value_name = "STATE", value_parser = cli::connections::state)]
+    state: Option<u8>,
+    /// Of this protocol: tcp or udp
+    #[arg(long, value_name = "PROTOCOL", value_parser = cli::connections::protocol)]
+    protocol: Option<Protocol>,
+    /// Count instead, by virtual server, real server and state
+    #[arg(long)]
+    count: bool,
+    /// List so many at most; 0: all
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, conflicts_with = "count")]
+    limit: usize,
+    /// Print JSON: an object a line, or one object with --count
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which real server of which daemon is meant.
+#[derive(Args)]
+struct MemberArguments {
+    /// Of this virtual server only: its name, or "ip:port"
+    #[arg(long, value_name = "NAME")]
+    virtual_server: Option<String>,
+    #[command(flatten)]
+    target: TargetArguments,
 }
 
 /// Which daemon is meant; without any of these, the only one that runs.
@@ -95,6 +173,14 @@ fn main() -> ExitCode {
         Command::Run { config } => cli::run::run(&config),
         Command::Check { file, config } => Ok(cli::check::check(&config.unwrap_or(file))),
         Command::Status { target, json } => cli::status::status(&target.into(), json),
+        Command::Connections { target, options } => cli::connections::connections(&target.into(), &options.into()),
+        Command::Drain { real_server, options, span } => {
+            cli::operator::drain(&options.target.into(), real_server, options.virtual_server, span)
+        }
+        Command::Undrain { real_server, options } => {
+            cli::operator::undrain(&options.target.into(), real_server, options.virtual_server)
+        }
+        Command::Reload { target } => cli::operator::reload(&target.into()),
         Command::Cleanup { config } => cli::cleanup::cleanup(&config),
         Command::Decap { interface, vips, mode } => cli::decap::decap(&interface, &vips, mode.into()),
     };
@@ -104,7 +190,7 @@ fn main() -> ExitCode {
     })
 }
 
-impl From<TargetArguments> for cli::status::Target {
+impl From<TargetArguments> for cli::instance::Target {
     fn from(arguments: TargetArguments) -> Self {
         let TargetArguments { socket, config, instance } = arguments;
         match (socket, config, instance) {
@@ -113,6 +199,14 @@ impl From<TargetArguments> for cli::status::Target {
             (_, _, Some(name)) => Self::Instance(name),
             (None, None, None) => Self::Only,
         }
+    }
+}
+
+impl From<ConnectionsArguments> for cli::connections::Options {
+    fn from(arguments: ConnectionsArguments) -> Self {
+        let ConnectionsArguments { virtual_server, real_server, client, state, protocol, count, limit, json } =
+            arguments;
+        Self { virtual_server, real_server, client, state, protocol, count, limit, json }
     }
 }
 

@@ -1,17 +1,22 @@
 //! Puts together what `evenkeel status` shows, from configuration, maps and next hops. Changes nothing.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lb_common::real::NextHopState;
+use lb_common::connection::TableCounters;
+use lb_common::real::{NextHopState, real_flag};
 
 use crate::config::Config;
-use crate::control::protocol::{Interface, NextHop, RealServer, Status, VirtualServer};
+use crate::control::protocol::{ConnectionTable, Interface, NextHop, RealServer, Status, VirtualServer};
 use crate::datapath::DatapathError;
 use crate::datapath::xdp::XdpDatapath;
 use crate::datapath::xdp::attach::Attachment;
 use crate::datapath::xdp::statistics::{RealServerStatistics, VirtualServerStatistics};
+use crate::datapath::xdp::table::scanner::Report;
+use crate::datapath::xdp::table::sweep::Census;
+use crate::model::Service;
 use crate::nexthop::{Found, Resolution};
+use crate::reconcile::desired::Desired;
 
 /// Where the status comes from.
 pub struct Sources<'a> {
@@ -23,8 +28,14 @@ pub struct Sources<'a> {
     pub attachments: &'a [Attachment],
     /// The counters.
     pub datapath: &'a XdpDatapath,
+    /// What the scan of the connection table has found.
+    pub scan: Report,
     /// The next hops.
     pub resolution: &'a Resolution,
+    /// What operators have drained.
+    pub desired: &'a Desired,
+    /// The time.
+    pub now: Instant,
     /// How long the daemon has been serving.
     pub uptime: Duration,
 }
@@ -47,8 +58,41 @@ impl Sources<'_> {
             backend: self.config.global.backend.name().to_owned(),
             pin_directory: self.pins.display().to_string(),
             interfaces: self.attachments.iter().map(interface).collect(),
+            connection_table: self.connection_table(&statistics)?,
             virtual_servers: statistics.into_iter().map(|server| self.virtual_server(server)).collect(),
             drops: drops.into_iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
+        })
+    }
+
+    fn connection_table(&self, statistics: &[VirtualServerStatistics]) -> Result<ConnectionTable, DatapathError> {
+        let connections = statistics.iter().flat_map(|server| &server.real_servers).map(|real| real.connections);
+        let Report { census, rounds: _, expired, repaired } = self.scan;
+        let Census { half_open, closing, established, templates } = census;
+        let TableCounters {
+            inserted,
+            reclaimed,
+            evicted_half_open,
+            evicted_closing,
+            evicted_established,
+            refused,
+            lost_races,
+        } = self.datapath.table_counters()?;
+        Ok(ConnectionTable {
+            connections: connections.map(|counts| u64::from(counts.active) + u64::from(counts.inactive)).sum(),
+            connections_max: self.config.xdp.connections_max,
+            half_open,
+            closing,
+            established,
+            templates,
+            inserted,
+            expired: expired + reclaimed,
+            reclaimed,
+            evicted_half_open,
+            evicted_closing,
+            evicted_established,
+            refused,
+            lost_races,
+            repaired,
         })
     }
 
@@ -61,19 +105,34 @@ impl Sources<'_> {
             address: service.address,
             scheduler: scheduler.name().to_owned(),
             counters: counters.into(),
-            real_servers: real_servers.into_iter().map(|real| self.real_server(&real)).collect(),
+            real_servers: real_servers.into_iter().map(|real| self.real_server(service, &real)).collect(),
         }
     }
 
-    fn real_server(&self, statistics: &RealServerStatistics) -> RealServer {
-        let RealServerStatistics { address, entry, counters } = statistics;
+    fn real_server(&self, service: Service, statistics: &RealServerStatistics) -> RealServer {
+        let RealServerStatistics { address, is_sorry, entry, counters, connections } = statistics;
+        let drained = self.desired.drained(&(service, *address)).filter(|_| !is_sorry);
+        let role = match (is_sorry, entry.flags & real_flag::REMOVED != 0) {
+            (true, _) => "sorry",
+            (false, true) => "removed",
+            (false, false) => "serving",
+        };
         RealServer {
             address: *address,
             forwarding: entry.forwarding.name().to_owned(),
             weight: entry.weight,
+            drained: drained.is_some(),
+            drained_for_seconds: drained.flatten().map(|end| end.saturating_duration_since(self.now).as_secs()),
+            role: role.to_owned(),
+            active: connections.active,
+            inactive: connections.inactive,
             counters: (*counters).into(),
             next_hop: match entry.next_hop.state {
                 NextHopState::Unusable => NextHop::Unresolved { reason: "behind a router, unfit for dr".to_owned() },
+                NextHopState::Unlisted => {
+                    NextHop::Unresolved { reason: "by an interface not in xdp.interfaces".to_owned() }
+                }
+                NextHopState::Local => NextHop::Local,
                 NextHopState::Resolved | NextHopState::Unresolved => next_hop(self.resolution.found.get(&address.ip())),
             },
         }

@@ -42,6 +42,51 @@ impl Instruction {
         Self::new(0xbf, to, from, 0, 0)
     }
 
+    /// `register += other`.
+    pub const fn add_register(register: u8, other: u8) -> Self {
+        Self::new(0x0f, register, other, 0, 0)
+    }
+
+    /// `register &= value`, which is extended by its sign to 64 bits.
+    pub const fn mask(register: u8, value: i32) -> Self {
+        Self::new(0x57, register, 0, 0, value)
+    }
+
+    /// `register >>= bits`, filled with zeros.
+    pub const fn shift_right(register: u8, bits: i32) -> Self {
+        Self::new(0x77, register, 0, 0, bits)
+    }
+
+    /// `to = *(from + offset)`, so many bytes.
+    pub const fn load(size: Size, to: u8, from: u8, offset: i16) -> Self {
+        Self::new(0x61 | size as u8, to, from, offset, 0)
+    }
+
+    /// `*(to + offset) = from`, the lower bytes of it.
+    pub const fn store(size: Size, to: u8, offset: i16, from: u8) -> Self {
+        Self::new(0x63 | size as u8, to, from, offset, 0)
+    }
+
+    /// `*(to + offset) = value`.
+    pub const fn store_value(size: Size, to: u8, offset: i16, value: i32) -> Self {
+        Self::new(0x62 | size as u8, to, 0, offset, value)
+    }
+
+    /// Leaves out `count` instructions if `register > other`, without sign.
+    pub const fn skip_if_greater(register: u8, other: u8, count: i16) -> Self {
+        Self::new(0x2d, register, other, count, 0)
+    }
+
+    /// Leaves out `count` instructions if `register` is `value`.
+    pub const fn skip_if(register: u8, value: i32, count: i16) -> Self {
+        Self::new(0x15, register, 0, count, value)
+    }
+
+    /// Leaves out `count` instructions.
+    pub const fn skip(count: i16) -> Self {
+        Self::new(0x05, 0, 0, count, 0)
+    }
+
     /// `register += value`.
     pub const fn add(register: u8, value: i32) -> Self {
         Self::new(0x07, register, 0, 0, value)
@@ -68,6 +113,19 @@ impl Instruction {
         let (offset, immediate) = (offset.cast_unsigned() as u64, immediate.cast_unsigned() as u64);
         Self(code as u64 | registers << 8 | offset << 16 | immediate << 32)
     }
+}
+
+/// How many bytes an instruction moves.
+#[derive(Clone, Copy, Debug)]
+pub enum Size {
+    /// One.
+    Byte = 0x10,
+    /// Two.
+    Half = 0x08,
+    /// Four.
+    Word = 0x00,
+    /// Eight.
+    Double = 0x18,
 }
 
 /// A loaded XDP program.
@@ -129,6 +187,17 @@ impl Program {
         // data_size_out bytes of `output`, which is borrowed exclusively.
         unsafe { bpf(BPF_PROG_TEST_RUN, &mut attribute) }?;
         Ok((attribute.retval, usize::try_from(attribute.data_size_out).map_err(io::Error::other)?))
+    }
+
+    /// Runs the program `repeat` times on `frame`, which each run leaves to the next as it is. Returns the last verdict.
+    ///
+    /// # Errors
+    /// As [`Program::test_run`].
+    pub fn test_runs(&self, frame: &[u8], repeat: u32) -> io::Result<u32> {
+        let mut attribute = TestRun { repeat, ..self.run_on(frame)? };
+        // SAFETY: the attribute is that of the command; the kernel reads data_size_in bytes of `frame`.
+        unsafe { bpf(BPF_PROG_TEST_RUN, &mut attribute) }?;
+        Ok(attribute.retval)
     }
 
     /// As [`Program::test_run`], but the kernel does what the verdict says: a redirected frame leaves.

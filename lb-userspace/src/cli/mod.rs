@@ -2,7 +2,10 @@
 
 pub mod check;
 pub mod cleanup;
+pub mod connections;
 pub mod decap;
+pub mod instance;
+pub mod operator;
 pub mod run;
 pub mod status;
 mod table;

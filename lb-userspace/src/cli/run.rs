@@ -21,6 +21,6 @@ pub fn run(file: &Path) -> anyhow::Result<ExitCode> {
     };
     super::start_log(config.global.log_level);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("cannot start the runtime")?.block_on(daemon::run(config))?;
+    runtime.context("cannot start the runtime")?.block_on(daemon::run(file.to_owned(), config))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -34,6 +34,7 @@ use self::lines::Lines;
 pub use self::model::{Backend, Config, Global, LogLevel, Timeouts, Xdp, XdpMode};
 use self::reader::Reader;
 use self::report::Report;
+pub use self::xdp::PIN_DIRECTORY;
 
 /// Checks `text`, the contents of a file that messages call `name`.
 ///

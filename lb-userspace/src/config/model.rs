@@ -18,6 +18,29 @@ pub struct Config {
     pub virtual_servers: Vec<VirtualServer>,
 }
 
+impl Config {
+    /// The keys, and tables, whose values differ from `other`'s and are fixed while a daemon runs.
+    pub fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
+        let Self { global, xdp, timeouts, virtual_servers: _ } = self;
+        let Global { instance, backend, runtime_directory, log_level } = global;
+        let Xdp { interfaces, mode, connections_max, reject_rate, pin_directory, packet_log } = xdp;
+        let differences = [
+            ("global.instance", *instance != other.global.instance),
+            ("global.backend", *backend != other.global.backend),
+            ("global.runtime_directory", *runtime_directory != other.global.runtime_directory),
+            ("global.log_level", *log_level != other.global.log_level),
+            ("xdp.interfaces", *interfaces != other.xdp.interfaces),
+            ("xdp.mode", *mode != other.xdp.mode),
+            ("xdp.connections_max", *connections_max != other.xdp.connections_max),
+            ("xdp.reject_rate", *reject_rate != other.xdp.reject_rate),
+            ("xdp.pin_directory", *pin_directory != other.xdp.pin_directory),
+            ("xdp.packet_log", *packet_log != other.xdp.packet_log),
+            ("timeouts", *timeouts != other.timeouts),
+        ];
+        differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
+}
+
 /// What concerns the daemon as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Global {

@@ -18,7 +18,8 @@ const CONNECTIONS_HELP: &str = "it counts live connections; each takes 27 bytes 
 const REJECTS: u32 = 1000;
 const REJECTS_RANGE: RangeInclusive<u32> = 0..=1_000_000;
 const REJECTS_HELP: &str = "it counts RSTs and ICMP errors a second and CPU; 0 sends none";
-const PIN_DIRECTORY: &str = "/sys/fs/bpf/evenkeel";
+/// Where maps and links are pinned unless the configuration says otherwise.
+pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/evenkeel";
 const INTERFACES_EXAMPLE: &str = r#"name what the clients' packets arrive on: interfaces = ["eth0"]"#;
 
 /// The words of `mode`.

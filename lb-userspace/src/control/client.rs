@@ -43,8 +43,8 @@ fn why_not(error: &io::Error) -> String {
     }
 }
 
-/// A daemon that answers, answers within this.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A daemon that answers, answers within this; a reload waits for next hops.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks the daemon at `path`.
 ///
@@ -63,6 +63,6 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response, ClientError> {
     BufReader::new(stream).read_line(&mut answer).map_err(broken)?;
     match serde_json::from_str(&answer).map_err(|error| broken(io::Error::other(error)))? {
         Response::Error(text) => Err(ClientError::Refused(text)),
-        response @ Response::Status(_) => Ok(response),
+        response @ (Response::Status(_) | Response::Changed(_) | Response::Reloaded { .. }) => Ok(response),
     }
 }

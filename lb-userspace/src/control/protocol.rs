@@ -13,6 +13,31 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// What is served, and what was counted.
     Status,
+    /// Takes a real server out of the schedule; its connections go on.
+    Drain {
+        /// Which one.
+        real_server: Selector,
+        /// For how long; `None`: until it is given back.
+        seconds: Option<u64>,
+    },
+    /// Gives a drained real server back.
+    Undrain {
+        /// Which one.
+        real_server: Selector,
+    },
+    /// Reads the configuration again, and serves what it says.
+    Reload,
+}
+
+/// Which real servers are meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selector {
+    /// Their address.
+    pub ip: std::net::IpAddr,
+    /// Their port; `None`: any.
+    pub port: Option<u16>,
+    /// The virtual server that they belong to, by name or `address:port`; `None`: every one.
+    pub virtual_server: Option<String>,
 }
 
 /// What is answered.
@@ -20,9 +45,27 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     /// To [`Request::Status`].
-    Status(Status),
+    Status(Box<Status>),
+    /// To [`Request::Drain`] and [`Request::Undrain`]: the real servers that it was done with.
+    Changed(Vec<Changed>),
+    /// To [`Request::Reload`]: how many virtual servers were made, changed or removed.
+    Reloaded {
+        /// Their number.
+        changes: usize,
+    },
     /// The request could not be carried out or understood.
     Error(String),
+}
+
+/// A real server of a virtual server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// `tcp` or `udp`, and VIP and port of the virtual server.
+    pub virtual_server: String,
+    /// Address and port.
+    pub real_server: SocketAddr,
+    /// Its connections at that moment.
+    pub connections: u64,
 }
 
 /// The state of a daemon.
@@ -42,6 +85,8 @@ pub struct Status {
     pub pin_directory: String,
     /// The interfaces that the program is attached to.
     pub interfaces: Vec<Interface>,
+    /// The connection table.
+    pub connection_table: ConnectionTable,
     /// In the order of their addresses.
     pub virtual_servers: Vec<VirtualServer>,
     /// Dropped packets by reason; every reason is there.
@@ -55,6 +100,41 @@ pub struct Interface {
     pub name: String,
     /// `native` or `generic`; `detached` where somebody has removed the program.
     pub mode: String,
+}
+
+/// How full the connection table is, and what became of connections in it since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionTable {
+    /// Connections now: the real servers' active and inactive ones.
+    pub connections: u64,
+    /// With how many the table is as full as it should be (`xdp.connections_max`); above, connections may displace others.
+    pub connections_max: u32,
+    /// Half-open TCP connections, and UDP flows of one datagram, when the table was last gone through: up to 4 s ago.
+    pub half_open: u64,
+    /// Closing and closed TCP connections, likewise.
+    pub closing: u64,
+    /// Established TCP connections, and UDP flows of more than one datagram, likewise.
+    pub established: u64,
+    /// Persistence templates, likewise; they are no connections.
+    pub templates: u64,
+    /// Connections and templates that were entered.
+    pub inserted: u64,
+    /// Those that ended because their time was over, or their real server gone.
+    pub expired: u64,
+    /// Those of them whose slot a newcomer took, before the scan came by.
+    pub reclaimed: u64,
+    /// Half-open connections that newcomers displaced.
+    pub evicted_half_open: u64,
+    /// Closing connections that newcomers displaced.
+    pub evicted_closing: u64,
+    /// Connections established by one packet only that newcomers displaced. Others are never displaced.
+    pub evicted_established: u64,
+    /// Newcomers that found no slot: a real server is chosen by hash for each of their packets; with `nat` they are dropped.
+    pub refused: u64,
+    /// Newcomers that lost a race for a slot twice, and fared likewise.
+    pub lost_races: u64,
+    /// Counts and loads of real servers that were wrong and were put right by what is in the table.
+    pub repaired: u64,
 }
 
 /// A virtual server.
@@ -81,8 +161,18 @@ pub struct RealServer {
     pub address: SocketAddr,
     /// `nat`, `dr` or `tun`.
     pub forwarding: String,
-    /// 0..=65535.
+    /// What it has now, 0..=65535: 0 when drained, less than configured while it starts slowly.
     pub weight: u32,
+    /// Whether an operator has drained it.
+    pub drained: bool,
+    /// Seconds until a drain ends by itself; `None` without an end.
+    pub drained_for_seconds: Option<u64>,
+    /// `serving`, `sorry` for the sorry server, `removed` for one that is no longer configured and keeps its connections.
+    pub role: String,
+    /// Active connections: established TCP.
+    pub active: u32,
+    /// All others: half-open and closing TCP, UDP.
+    pub inactive: u32,
     /// What was counted.
     pub counters: Counters,
     /// How packets get there.
@@ -104,6 +194,8 @@ pub enum NextHop {
         /// Largest IP packet, in bytes.
         mtu: u32,
     },
+    /// This host is the real server.
+    Local,
     /// Not known: packets take the kernel's routing table, and are dropped where that has no neighbour.
     Unresolved {
         /// Why.

@@ -9,6 +9,7 @@ use crate::datapath::DatapathError;
 use crate::datapath::xdp::attach::AttachError;
 use crate::datapath::xdp::object::LoadError;
 use crate::datapath::xdp::pins::PinsError;
+use crate::datapath::xdp::table::task::ScanError;
 use crate::host::preflight::Problem;
 
 /// Why the daemon did not start.
@@ -26,6 +27,9 @@ pub enum StartError {
     /// A netlink request failed.
     #[error("cannot read interfaces, addresses or neighbours by netlink")]
     NetlinkRequest(#[from] rtnetlink::Error),
+    /// The kernel's random numbers could not be read.
+    #[error("cannot read random numbers for the connection table's secret")]
+    Random(#[source] io::Error),
     /// The XDP programs could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -38,6 +42,9 @@ pub enum StartError {
     /// The program could not be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The connection table cannot be scanned.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
     /// The packet log could not be opened.
     #[error("cannot open the packet log of the XDP program")]
     PacketLog(#[from] aya_log::Error),

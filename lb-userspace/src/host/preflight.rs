@@ -135,12 +135,26 @@ impl Facts {
                 socket.display()
             ));
         }
+        problems.extend(self.misplaced(config));
+        problems
+    }
+
+    /// Real servers on this host that cannot serve here.
+    fn misplaced(&self, config: &Config) -> Vec<Problem> {
+        let mut problems = Vec::new();
         for server in &config.virtual_servers {
-            for real in server.real_servers.iter().filter(|real| self.addresses.contains(&real.address.ip())) {
-                add(format!(
-                    "real server {} of {} is an address of this host, which cannot be served yet; take it out",
-                    real.address, server.service
-                ));
+            let reals = server.real_servers.iter().chain(&server.sorry_server);
+            for real in reals.filter(|real| self.addresses.contains(&real.address.ip())) {
+                match real.forwarding {
+                    ForwardingMethod::Dr => {}
+                    ForwardingMethod::Nat | ForwardingMethod::Tun => problems.push(Problem(format!(
+                        "real server {} of {} is an address of this host, which {} cannot reach; take it by \"dr\": \
+                         its packets then go up to this host, which must have the VIP",
+                        real.address,
+                        server.service,
+                        real.forwarding.name()
+                    ))),
+                }
             }
         }
         problems

@@ -9,6 +9,7 @@ use lb_common::net::MacAddress;
 use lb_common::real::{NextHop, NextHopState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use super::neighbour::{self, Neighbour};
@@ -54,8 +55,14 @@ pub struct Route {
 }
 
 impl Route {
-    fn way(&self, next_hop: NextHop) -> Way {
-        Way { next_hop, source: self.source, is_routed: self.gateway.is_some() }
+    fn way(&self, next_hop: NextHop, interfaces: &[String]) -> Way {
+        Way {
+            next_hop,
+            source: self.source,
+            is_routed: self.gateway.is_some(),
+            is_local: false,
+            is_listed: interfaces.contains(&self.interface.name),
+        }
     }
 
     /// Interface and address of the next hop on the way to `target`.
@@ -65,12 +72,13 @@ impl Route {
 }
 
 impl Found {
-    /// What the packet path gets of it.
-    pub fn way(&self) -> Way {
+    /// What the packet path gets of it, where the program is attached to `interfaces`.
+    pub fn way(&self, interfaces: &[String]) -> Way {
         match self {
-            Self::Way(route, next_hop) => route.way(*next_hop),
-            Self::NoNeighbour(route) => route.way(NextHop::UNRESOLVED),
-            Self::Local | Self::NoRoute => Way::UNKNOWN,
+            Self::Way(route, next_hop) => route.way(*next_hop, interfaces),
+            Self::NoNeighbour(route) => route.way(NextHop::UNRESOLVED, interfaces),
+            Self::Local => Way::LOCAL,
+            Self::NoRoute => Way::UNKNOWN,
         }
     }
 
@@ -90,23 +98,46 @@ pub struct Resolution {
     pub found: BTreeMap<IpAddr, Found>,
     /// The interfaces as they were.
     pub links: Vec<Link>,
+    /// Another number than before when the way back to some client may have changed.
+    pub routes: u32,
 }
 
-/// Resolves a fixed set of addresses, as often as asked.
+/// Resolves a set of addresses, as often as asked.
 pub struct Resolver {
     handle: Handle,
     journal: Arc<Mutex<Journal>>,
-    targets: Vec<IpAddr>,
+    targets: Mutex<Vec<IpAddr>>,
+    /// Woken when the targets have changed.
+    asked: Notify,
     /// Next hops of which it has been said that the kernel refuses to manage them.
     refused: Mutex<HashSet<(u32, IpAddr)>>,
 }
 
 impl Resolver {
     /// For `targets`; what is changed on the host is written to `journal` first.
-    pub fn new(handle: Handle, journal: Arc<Mutex<Journal>>, mut targets: Vec<IpAddr>) -> Self {
+    pub fn new(handle: Handle, journal: Arc<Mutex<Journal>>, targets: Vec<IpAddr>) -> Self {
+        let resolver =
+            Self { handle, journal, targets: Mutex::default(), asked: Notify::new(), refused: Mutex::default() };
+        resolver.set_targets(targets);
+        resolver
+    }
+
+    /// Resolves these from now on.
+    pub fn set_targets(&self, mut targets: Vec<IpAddr>) {
         targets.sort_unstable();
         targets.dedup();
-        Self { handle, journal, targets, refused: Mutex::default() }
+        *self.targets.lock().unwrap_or_else(PoisonError::into_inner) = targets;
+        self.asked.notify_one();
+    }
+
+    /// Returns when the targets have been set anew.
+    pub async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// What is resolved.
+    pub fn targets(&self) -> Vec<IpAddr> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// One round; also asks the kernel to keep the next hops resolved.
@@ -118,10 +149,10 @@ impl Resolver {
         let links = link::links(&self.handle).await?;
         let neighbours = neighbour::all(&self.handle).await?;
         let mut found = BTreeMap::new();
-        for target in &self.targets {
-            found.insert(*target, self.resolve_one(*target, &links, &neighbours).await);
+        for target in self.targets() {
+            found.insert(target, self.resolve_one(target, &links, &neighbours).await);
         }
-        Ok(Resolution { found, links })
+        Ok(Resolution { found, links, routes: 0 })
     }
 
     /// Next hops that no route leads by any more are left to the kernel again.

@@ -128,7 +128,9 @@ impl Desired {
         let over: Vec<Member> = self.drained.iter().filter(|(_, until)| is_over(until)).map(|(m, _)| *m).collect();
         over.iter().for_each(|member| self.give_back(member, now));
         let risen: Vec<Member> = self.rising.keys().filter(|m| self.next_rise(m, now).is_none()).copied().collect();
-        risen.iter().for_each(|member| drop(self.rising.remove(member)));
+        for member in risen {
+            self.rising.remove(&member);
+        }
         over
     }
 

@@ -1,5 +1,6 @@
 //! From what should be served to what is: the desired table, and the changes that lead there.
 
+pub mod desired;
 mod plan;
 
 use tracing::{debug, info};

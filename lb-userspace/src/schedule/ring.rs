@@ -132,10 +132,10 @@ mod tests {
 
     #[test]
     fn weight_zero_is_in_no_ring() {
-        assert_eq!(smooth(&[0, 0]), []);
-        assert_eq!(smooth(&[]), []);
+        assert!(smooth(&[0, 0]).is_empty());
+        assert!(smooth(&[]).is_empty());
         assert_eq!(each_once(&[3, 0, 1]), [0, 2]);
-        assert_eq!(highest(&[0, 0]), []);
+        assert!(highest(&[0, 0]).is_empty());
     }
 
     #[test]

@@ -25,6 +25,8 @@ mod headers;
 #[cfg(test)]
 mod headroom;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod oracle;
 #[cfg(test)]
 mod pruning;

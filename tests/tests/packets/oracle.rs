@@ -4,10 +4,12 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::frame::{Ipv4Header, Ipv6Header, internet_checksum};
+use lb_common::drop_reason::DropReason;
+
+use super::frame::{ACK, FIN, Ipv4Header, Ipv6Header, RST, SYN, internet_checksum, transport_checksum};
 use super::scene::{Family, OUR_MAC};
 
-/// Where things are in a good packet: whole, to our Ethernet address, TCP or UDP, no fragment, no extension headers.
+/// Where things are in a TCP or UDP packet to our Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     pub family: Family,
@@ -18,6 +20,15 @@ pub struct Reading {
     transport: usize,
     /// Offset of the first byte behind the IP packet.
     end: usize,
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Examined {
+    /// Not to us, or without ports.
+    Foreign,
+    /// It has ports; and, where something stands against forwarding it, a fault.
+    Packet { reading: Reading, fault: Option<DropReason> },
 }
 
 /// What changes in the packet itself.
@@ -33,51 +44,87 @@ const UDP: u8 = 17;
 
 /// Reads a frame; `None` for what must not be forwarded.
 pub fn read(frame: &[u8]) -> Option<Reading> {
-    if *frame.get(..6)? != OUR_MAC {
-        return None;
-    }
-    match frame.get(12..14)? {
-        [0x08, 0x00] => read_ipv4(frame),
-        [0x86, 0xdd] => read_ipv6(frame),
-        _ => None,
+    match examine(frame) {
+        Examined::Packet { reading, fault: None } => Some(reading),
+        Examined::Packet { .. } | Examined::Foreign => None,
     }
 }
 
-fn read_ipv4(frame: &[u8]) -> Option<Reading> {
+/// Reads a frame.
+pub fn examine(frame: &[u8]) -> Examined {
+    let found = match (frame.get(..6), frame.get(12..14)) {
+        (Some(to), Some([0x08, 0x00])) if *to == OUR_MAC => examine_ipv4(frame),
+        (Some(to), Some([0x86, 0xdd])) if *to == OUR_MAC => examine_ipv6(frame),
+        _ => None,
+    };
+    found.map_or(Examined::Foreign, |(reading, fault)| Examined::Packet { reading, fault })
+}
+
+type Found = Option<(Reading, Option<DropReason>)>;
+
+fn examine_ipv4(frame: &[u8]) -> Found {
     let header = frame.get(14..34)?;
     let (version, words) = (header[0] >> 4, usize::from(header[0] & 15));
-    // More fragments, or an offset.
-    let is_fragment = header[6] & 0x3f != 0 || header[7] != 0;
-    if version != 4 || words < 5 || is_fragment || header[8] < 2 {
+    let (more_fragments, offset) = (header[6] & 0x20 != 0, word(header, 6) & 0x1fff);
+    if version != 4 || words < 5 || offset != 0 {
         return None;
     }
     let address = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&header[at..at + 4]).expect("four bytes"));
     let end = 14 + usize::from(word(header, 2));
-    complete(frame, Family::V4, [address(12), address(16)], [14 + words * 4, end], header[9])
+    let reading = ports(frame, Family::V4, [address(12), address(16)], [14 + words * 4, end], header[9])?;
+    let obstacle = more_fragments.then_some(DropReason::Fragment);
+    Some((reading, obstacle.or(reading.fault(frame, header[8]))))
 }
 
-fn read_ipv6(frame: &[u8]) -> Option<Reading> {
+fn examine_ipv6(frame: &[u8]) -> Found {
     let header = frame.get(14..54)?;
-    if header[0] >> 4 != 6 || header[7] < 2 {
+    let address = |at: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&header[at..at + 16]).expect("sixteen bytes"));
+    let (source, destination) = (address(8), address(24));
+    if header[0] >> 4 != 6 || source.to_ipv4_mapped().is_some() || destination.to_ipv4_mapped().is_some() {
         return None;
     }
-    let address = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&header[at..at + 16]).expect("sixteen bytes"));
     let end = 54 + usize::from(word(header, 4));
-    complete(frame, Family::V6, [address(8), address(24)], [54, end], header[6])
+    let (transport, protocol, obstacle) = behind_extensions(frame, header[6])?;
+    let reading = ports(frame, Family::V6, [source.into(), destination.into()], [transport, end], protocol)?;
+    Some((reading, obstacle.or(reading.fault(frame, header[7]))))
 }
 
-fn complete(frame: &[u8], family: Family, ips: [IpAddr; 2], range: [usize; 2], protocol: u8) -> Option<Reading> {
+/// Offset and number of what stands behind the extension headers (RFC 8200 §4), and what is wrong with there being some.
+fn behind_extensions(frame: &[u8], first: u8) -> Option<(usize, u8, Option<DropReason>)> {
+    let (mut at, mut number, mut obstacle) = (54, first, None);
+    loop {
+        let units = |index: usize| frame.get(at + index).map(|byte| usize::from(*byte));
+        let length = match number {
+            // Hop-by-hop options, routing, destination options: units of eight bytes without the first.
+            0 | 43 | 60 => (units(1)? + 1) * 8,
+            // Authentication: units of four bytes without the first two.
+            51 => (units(1)? + 2) * 4,
+            // Fragment: an offset, and whether there are more.
+            44 => {
+                let field = word(frame.get(at..at + 4)?, 2);
+                if field & 0xfff8 != 0 {
+                    return None;
+                }
+                if field & 1 != 0 {
+                    obstacle = Some(DropReason::Fragment);
+                }
+                8
+            }
+            _ => return Some((at, number, obstacle)),
+        };
+        obstacle = obstacle.or(Some(DropReason::ExtensionHeader));
+        number = *frame.get(at)?;
+        at += length;
+    }
+}
+
+fn ports(frame: &[u8], family: Family, ips: [IpAddr; 2], range: [usize; 2], protocol: u8) -> Option<Reading> {
     let ([source, destination], [transport, end]) = (ips, range);
-    let header = match protocol {
-        TCP => 20,
-        UDP => 8,
-        _ => return None,
-    };
-    if transport + header > end || end > frame.len() {
+    if ![TCP, UDP].contains(&protocol) {
         return None;
     }
-    let port = |at| word(frame, transport + at);
-    let (source, destination) = (SocketAddr::new(source, port(0)), SocketAddr::new(destination, port(2)));
+    let ports = frame.get(transport..transport + 4)?;
+    let (source, destination) = (SocketAddr::new(source, word(ports, 0)), SocketAddr::new(destination, word(ports, 2)));
     Some(Reading { family, protocol, source, destination, transport, end })
 }
 
@@ -86,6 +133,33 @@ impl Reading {
     pub fn is_syn(&self, frame: &[u8]) -> bool {
         // SYN, and none of FIN, RST, ACK.
         self.protocol == TCP && frame[self.transport + 13] & 0x17 == 0x02
+    }
+
+    /// Whether the source can be one host's: not unspecified, loopback (IPv4), multicast or broadcast.
+    pub fn is_from_a_host(&self) -> bool {
+        match self.source.ip() {
+            IpAddr::V4(v4) => !matches!(v4.octets(), [0 | 127 | 224.., ..]),
+            IpAddr::V6(v6) => !v6.is_unspecified() && !v6.is_multicast(),
+        }
+    }
+
+    /// The flags of a TCP segment; 0 for UDP, and where they are cut off.
+    pub fn flags(&self, frame: &[u8]) -> u8 {
+        if self.protocol == TCP { frame.get(self.transport + 13).copied().unwrap_or(0) } else { 0 }
+    }
+
+    /// Bytes of the IP packet.
+    pub fn length(&self) -> usize {
+        self.end - 14
+    }
+
+    /// What is wrong with the lengths or with the time to live.
+    fn fault(&self, frame: &[u8], ttl: u8) -> Option<DropReason> {
+        let header = if self.protocol == TCP { 20 } else { 8 };
+        if self.transport + header > self.end || self.end > frame.len() {
+            return Some(DropReason::Malformed);
+        }
+        (ttl < 2).then_some(DropReason::TtlExpired)
     }
 
     /// The frame with `change` made, one less to live, and its checksums as right or as wrong as they were.
@@ -143,6 +217,62 @@ impl Reading {
             mixed => panic!("an outer header of two families: {mixed:?}"),
         };
         [&forwarded[..14], &outer, &forwarded[self.end..]].concat()
+    }
+
+    /// The answer to a refused packet: a RST for TCP, port unreachable for UDP.
+    pub fn rejection(&self, frame: &[u8]) -> Vec<u8> {
+        let packet = if self.protocol == TCP { self.reset(frame) } else { self.unreachable(frame) };
+        // Back to the station that it came from.
+        [&frame[6..12], &frame[..6], &frame[12..14], &packet].concat()
+    }
+
+    /// RFC 9293 §3.10.7.1: the reset that the segment expects, as its receiver would send it.
+    fn reset(&self, frame: &[u8]) -> Vec<u8> {
+        let segment = &frame[self.transport..self.end];
+        let number = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().expect("four bytes"));
+        let flags = segment[13];
+        let payload = segment.len().saturating_sub(usize::from(segment[12] >> 4) * 4);
+        let payload = u32::try_from(payload).expect("fits in a packet");
+        let length = payload + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+        let (sequence, acknowledged, flags) = match flags & ACK {
+            0 => (0, number(4).wrapping_add(length), RST | ACK),
+            _ => (number(8), 0, RST),
+        };
+        let mut reset = [self.destination.port().to_be_bytes(), self.source.port().to_be_bytes()].concat();
+        reset.extend([sequence.to_be_bytes(), acknowledged.to_be_bytes()].concat());
+        reset.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
+        let sum = transport_checksum(self.destination.ip(), self.source.ip(), TCP, &reset);
+        reset[16..18].copy_from_slice(&sum.to_be_bytes());
+        self.back(TCP, 0, 0x4000, &reset)
+    }
+
+    /// RFC 792 and RFC 4443 §3.1: from the address that was not served, with the start of the packet.
+    fn unreachable(&self, frame: &[u8]) -> Vec<u8> {
+        let quoted = &frame[14..self.transport + 8];
+        let (kind, code, protocol) = if self.family == Family::V4 { (3, 3, 1) } else { (1, 4, 58) };
+        let mut message = [&[kind, code, 0, 0, 0, 0, 0, 0], quoted].concat();
+        let sum = match self.family {
+            Family::V4 => internet_checksum(&message),
+            Family::V6 => transport_checksum(self.destination.ip(), self.source.ip(), protocol, &message),
+        };
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        self.back(protocol, 0xc0, 0, &message)
+    }
+
+    /// `content` from where the packet went to where it came from; class and flags are those of IPv4.
+    fn back(&self, protocol: u8, class: u8, flags: u16, content: &[u8]) -> Vec<u8> {
+        match (self.destination.ip(), self.source.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let addresses = [from.octets(), to.octets()];
+                Ipv4Header { class, identification: 0, flags, ttl: 64, protocol, addresses, options: &[] }
+                    .before(content)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let addresses = [from.octets(), to.octets()];
+                Ipv6Header { class: 0, flow_label: 0, hop_limit: 64, next_header: protocol, addresses }.before(content)
+            }
+            mixed => panic!("a packet of two families: {mixed:?}"),
+        }
     }
 
     /// Sets the source (0) or destination (1).
@@ -212,6 +342,58 @@ fn the_oracle_and_the_builder_agree_on_what_nat_makes() {
             let bytes = packet.bytes();
             let reading = read(&bytes).expect("is good");
             assert_eq!(reading.forwarded(&bytes, Change::Destination(new), &[]), expected);
+        }
+    }
+}
+
+/// RFC 9293 §3.10.7.1, sums by hand.
+#[test]
+fn the_reset_of_a_syn_is_the_bytes_that_were_worked_out_by_hand() {
+    use super::frame::Frame;
+    let frame = Frame::tcp(([192, 0, 2, 10], 1000).into(), ([203, 0, 113, 100], 80).into(), SYN).bytes();
+    // IPv4: 4500+0028+0000+4000+4006+cb00+7164+c000+020a = 2c39c, folded c39e.
+    // TCP: cb00+7164+c000+020a+0006+0014 (pseudo header) +0050+03e8+0000+0000+0102+0305+5014+0000 = 256db, folded 56dd.
+    let expected = [
+        &[0x02, 0, 0, 0, 0, 0x0c, 0x02, 0, 0, 0, 0, 0x01, 0x08, 0][..],
+        &[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0x3c, 0x61, 203, 0, 113, 100, 192, 0, 2, 10],
+        &[0, 80, 0x03, 0xe8, 0, 0, 0, 0, 1, 2, 3, 5, 0x50, 0x14, 0, 0, 0xa9, 0x22, 0, 0],
+    ];
+    assert_eq!(read(&frame).expect("is good").rejection(&frame), expected.concat());
+}
+
+#[test]
+fn the_reset_of_a_segment_with_ack_takes_its_number() {
+    use super::frame::Frame;
+    for family in super::scene::FAMILIES {
+        let (client, vip) = (family.client(1000), SocketAddr::new(family.vip(0), 80));
+        let segment = Frame::tcp(client, vip, ACK | FIN).payload(b"data").bytes();
+        let reset = read(&segment).expect("is good").rejection(&segment);
+        let ip = if family == Family::V4 { 20 } else { 40 };
+        assert_eq!(reset.len(), 14 + ip + 20);
+        // The acknowledgement number of the builder, no acknowledgement, RST alone.
+        assert_eq!(reset[14 + ip + 4..14 + ip + 14], [5, 6, 7, 8, 0, 0, 0, 0, 0x50, 0x04]);
+        let without = Frame::tcp(client, vip, FIN).payload(b"data").bytes();
+        let reset = read(&without).expect("is good").rejection(&without);
+        // 0x01020304 and five: four bytes and the FIN.
+        assert_eq!(reset[14 + ip + 4..14 + ip + 14], [0, 0, 0, 0, 1, 2, 3, 9, 0x50, 0x14]);
+    }
+}
+
+#[test]
+fn port_unreachable_quotes_the_header_and_eight_bytes() {
+    use super::frame::Frame;
+    for family in super::scene::FAMILIES {
+        let (client, vip) = (family.client(1000), SocketAddr::new(family.vip(0), 80));
+        let datagram = Frame::udp(client, vip).payload(b"question").bytes();
+        let answer = read(&datagram).expect("is good").rejection(&datagram);
+        let ip = if family == Family::V4 { 20 } else { 40 };
+        let message = &answer[14 + ip..];
+        assert_eq!(message[..2], if family == Family::V4 { [3, 3] } else { [1, 4] });
+        assert_eq!(message[8..], datagram[14..14 + ip + 8]);
+        assert_eq!(answer.len(), if family == Family::V4 { 70 } else { 110 });
+        if family == Family::V4 {
+            assert_eq!(internet_checksum(message), 0);
+            assert_eq!(answer[14..24], [0x45, 0xc0, 0, 56, 0, 0, 0, 0, 64, 1]);
         }
     }
 }

@@ -7,8 +7,6 @@ use std::net::IpAddr;
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError};
 use aya::programs::xdp::XdpLink;
-use lb_common::connection::Timeouts;
-use lb_common::hash::Secret;
 use lb_common::net::Address;
 
 use super::attach::{self, AttachError, AttachedMode};
@@ -22,19 +20,6 @@ use crate::host::link::Link;
 const PROGRAM: &str = "decapsulate";
 const VIPS: &str = "decap_vips";
 const COUNTERS: &str = "decap_counters";
-
-/// The smallest tables for the balancer, which this program has no use for.
-const NO_BALANCER: LoadOptions = LoadOptions {
-    connections_max: 1,
-    real_servers_max: 1,
-    ring_chunks: 1,
-    nat: false,
-    wide_tuples: false,
-    reject_rate: 0,
-    packet_log: false,
-    timeouts: Timeouts::ipvs_defaults(1),
-    secret: Secret { words: [0; 2] },
-};
 
 /// Why the decapsulator could not start.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +61,7 @@ impl Decapsulator {
     ///
     /// As [`DecapError`] tells; nothing is attached then.
     pub fn start(link: &Link, vips: &[IpAddr], mode: XdpMode) -> Result<Self, DecapError> {
-        let mut ebpf = object::load(PROGRAM, &[VIPS, COUNTERS], &NO_BALANCER)?;
+        let mut ebpf = object::load(PROGRAM, &[VIPS, COUNTERS], &LoadOptions::SMALLEST)?;
         set_vips(&mut ebpf, vips)?;
         attach::check_free(link, &[])?;
         let (link, mode) = attach::attach(&mut ebpf, PROGRAM, link, mode)?;

@@ -1,5 +1,6 @@
 //! Typed access to the loaded object's maps, by name. Knows their types, not their meaning.
 
+use std::io;
 use std::os::fd::AsFd as _;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
@@ -122,7 +123,8 @@ impl Maps {
         let mut map = HashMap::<&mut MapData, ServiceKey, VirtualServerEntry>::try_from(self.map_mut(VIRTUAL_SERVERS)?)
             .map_err(failed("open", VIRTUAL_SERVERS))?;
         match map.remove(&key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(failed("write", VIRTUAL_SERVERS)(source)),
         }
     }

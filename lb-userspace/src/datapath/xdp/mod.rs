@@ -20,6 +20,7 @@ mod rest;
 mod runs;
 mod slots;
 pub mod statistics;
+pub mod table;
 pub mod tables;
 mod way;
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 
+use aya::maps::Array;
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use lb_common::REAL_SERVERS_MAX;
@@ -33,6 +34,21 @@ pub struct LoadOptions {
     pub timeouts: Timeouts,
     /// What makes places in the connection table unpredictable.
     pub secret: Secret,
+}
+
+impl LoadOptions {
+    /// The smallest tables for the balancer, for programs that have no use for them.
+    pub const SMALLEST: Self = Self {
+        connections_max: 1,
+        real_servers_max: 1,
+        ring_chunks: 1,
+        nat: false,
+        wide_tuples: false,
+        reject_rate: 0,
+        packet_log: false,
+        timeouts: Timeouts::ipvs_defaults(1),
+        secret: Secret { words: [0; 2] },
+    };
 }
 
 /// A new secret.
@@ -88,6 +104,9 @@ const SERVICE_BUCKETS: u32 = lb_common::VIRTUAL_SERVERS_MAX * 4;
 const REPLY_BUCKETS: u32 = 4;
 #[expect(clippy::cast_possible_truncation, reason = "it is 8")]
 const LANES: u32 = lb_common::real::LANES as u32;
+
+/// The timeouts once more, for readers of the connection table that did not load the program.
+const TIMEOUTS: &str = "timeouts";
 
 /// Creates the maps and loads the program `name`, which keeps those of `maps`; the rest, other programs', are freed.
 ///
@@ -146,6 +165,10 @@ pub fn load_object(
     let others: Vec<String> = ebpf.maps().map(|(map, _)| map.to_owned()).filter(is_other).collect();
     for map in others {
         drop(ebpf.take_map(&map));
+    }
+    if let Some(map) = ebpf.map_mut(TIMEOUTS) {
+        let written = Array::try_from(map).and_then(|mut array| array.set(0, options.timeouts, 0));
+        written.map_err(|source| LoadError::Maps(source.into()))?;
     }
     Ok(ebpf)
 }

@@ -18,7 +18,7 @@ use super::detach::detach;
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The load balancer's maps, which are pinned: an operator may want to look at any of them.
-pub const MAPS: [&str; 20] = [
+pub const MAPS: [&str; 21] = [
     "abi_version",
     "client_hops",
     "connections",
@@ -36,6 +36,7 @@ pub const MAPS: [&str; 20] = [
     "service_index",
     "services",
     "table_counters",
+    "timeouts",
     "tuples",
     "virtual_servers",
     "vs_counters",

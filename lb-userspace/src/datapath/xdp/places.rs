@@ -3,7 +3,7 @@
 //! Places come in chunks of eight, a chunk belongs to one virtual server, so that its load words are compared together. A
 //! place is given to the next real server when the connections of the last have ended; before, only where room is short.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -170,8 +170,8 @@ impl Places {
 
     /// The first chunk that nobody has, of which every place has rested; one without connections rather than one with.
     fn free_chunk(&self, now: Instant, is_idle: &impl Fn(u16) -> bool) -> Option<u16> {
-        let is_taken = |chunk: &u16| self.chunks.values().flatten().any(|taken| taken == chunk);
-        let free = || (0..self.count / LANE_COUNT).filter(|chunk| !is_taken(chunk));
+        let taken: BTreeSet<u16> = self.chunks.values().flatten().copied().collect();
+        let free = || (0..self.count / LANE_COUNT).filter(|chunk| !taken.contains(chunk));
         let rested = || free().filter(|chunk| lanes(*chunk).all(|index| !self.resting.holds(index, now)));
         rested().find(|chunk| lanes(*chunk).all(is_idle)).or_else(|| rested().next())
     }

@@ -97,7 +97,7 @@ impl XdpDatapath {
             self.slots.places.of(service).filter(|(tenant, _)| !is_wanted(tenant)).map(|(_, index)| index).collect();
         for index in gone {
             match servers.policy.removed_real_server {
-                Removal::Keep => self.leave(index)?,
+                Removal::Keep => self.leave(index, entries::flags(service, &servers.policy))?,
                 Removal::Expire => self.free(index)?,
             }
         }
@@ -194,13 +194,15 @@ impl XdpDatapath {
         if is_nat {
             self.link(source, index, service, entries::flags(service, &servers.policy))?;
         }
-        if !is_same || !costs_the_same(&present, &entry) || has_base(servers.policy.scheduler) {
+        let scheduler = servers.policy.scheduler;
+        let is_scheduled_as_before = self.slots.published(&service).is_some_and(|entry| entry.scheduler == scheduler);
+        if !is_same || !is_scheduled_as_before || has_rank(scheduler) || !costs_the_same(&present, &entry) {
             self.rewrite_load(index, real)?;
         }
         Ok(())
     }
 
-    /// Makes replies find the real server at `index`, whose entry has its successor.
+    /// Makes replies find the real server at `index`, whose entry has its successor, and a virtual server with these flags.
     fn link(&mut self, source: Source, index: u16, service: Service, flags: u32) -> Result<(), DatapathError> {
         match self.slots.chains.neighbours(&source, index).before {
             None => self.lead_replies(source, index, service, flags)?,
@@ -235,14 +237,19 @@ impl XdpDatapath {
         self.views.real_servers.set(index.into(), &RealServerEntry { next_same, ..entry })
     }
 
-    /// Keeps a real server for its connections only.
-    fn leave(&mut self, index: u16) -> Result<(), DatapathError> {
+    /// Keeps a real server for its connections only, behind a virtual server with these flags.
+    fn leave(&mut self, index: u16, service_flags: u32) -> Result<(), DatapathError> {
         self.load(index)?.fetch_or(load::NO_WEIGHT, AcqRel);
         let entry = self.real_server(index)?;
         let flags = entry.flags | real_flag::REMOVED;
         self.views.real_servers.set(index.into(), &RealServerEntry { weight: 0, flags, ..entry })?;
         self.slots.places.leave(index, Instant::now());
-        Ok(())
+        match self.slots.places.tenant(index) {
+            Some(tenant) if self.slots.chains.holds(&source(&tenant), index) => {
+                self.link(source(&tenant), index, tenant.service, service_flags)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes the load what the counts say. What packets add meanwhile is not lost; where it was added at the old cost, or
@@ -293,9 +300,9 @@ fn costs_the_same(present: &RealServerEntry, entry: &RealServerEntry) -> bool {
     costs(present) == costs(entry)
 }
 
-/// Whether loads begin with a number that follows from all weights, and is in no entry.
-fn has_base(scheduler: Scheduler) -> bool {
-    matches!(scheduler, Scheduler::Sed | Scheduler::Nq | Scheduler::Fo | Scheduler::Ovf)
+/// Whether loads begin with a rank among all real servers, which is in no entry.
+fn has_rank(scheduler: Scheduler) -> bool {
+    matches!(scheduler, Scheduler::Fo | Scheduler::Ovf)
 }
 
 /// A word of `server_counts`. Of two changes that overtake each other one may be missing: less than none is none.

@@ -1,6 +1,6 @@
 //! Which places in the fixed-size maps are taken. Pure bookkeeping; the maps themselves are in `tables.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use lb_common::service::VirtualServerEntry;
@@ -66,9 +66,8 @@ impl Slots {
     /// Gives `service`, which has none, the lowest index below `limit` that is free and has rested.
     pub fn take_index(&mut self, service: Service, now: Instant, limit: u32) -> Option<u32> {
         drop(self.resting.rested(now));
-        let is_free =
-            |index: &u32| !self.indexes.values().any(|taken| taken == index) && !self.resting.holds(*index, now);
-        let index = (0..limit).find(is_free)?;
+        let taken: BTreeSet<u32> = self.indexes.values().copied().collect();
+        let index = (0..limit).find(|index| !taken.contains(index) && !self.resting.holds(*index, now))?;
         self.indexes.insert(service, index);
         Some(index)
     }

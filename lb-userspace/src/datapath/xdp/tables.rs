@@ -2,7 +2,7 @@
 //!
 //! Order is what keeps packets safe: real servers are complete before a ring or chunk names them, ring and chunks before the
 //! virtual server does, and the virtual server before the index leads to it. On removal the reverse: nothing goes while
-//! something names it. What packets may still be reading rests before it is written again ([`super::rest`]).
+//! something names it. What packets may still be reading rests before it is written again: `rest.rs`.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -341,14 +341,4 @@ pub(super) fn sleep_until(until: Instant) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lanes_are_counted_to_the_last_that_is_in_use() {
-        assert_eq!(lanes(&[], &[]), 0);
-        assert_eq!(lanes(&[2], &[16, 18]), 3);
-        // The chunks are in the order in which the virtual server got them.
-        assert_eq!(lanes(&[5, 2], &[40, 47, 17]), 10);
-    }
-}
+mod tests;

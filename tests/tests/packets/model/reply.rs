@@ -1,0 +1,84 @@
+//! A packet to no virtual server: the answer of a real server reached by `nat`, or nothing of ours.
+
+use std::net::SocketAddr;
+
+use lb_common::drop_reason::DropReason;
+use lb_common::service::ForwardingMethod;
+
+use super::super::frame::{ACK, SYN};
+use super::super::oracle::Change;
+use super::super::scene::{INGRESS, OUR_MAC};
+use super::state::Side;
+use super::table::{Entry, Kind, Place};
+use super::world::RealServer;
+use super::{Model, Outcome, Packet, Way, is_of};
+
+impl Model {
+    pub(super) fn reply(&mut self, packet: Packet, fault: Option<DropReason>) -> Outcome {
+        let (source, client) = (packet.reading.source, packet.reading.destination);
+        let reals = self.sharing(source, &packet);
+        let with = |real| self.connection_with(real, source.port(), client, packet.now);
+        let connections: Vec<_> = reals.iter().filter_map(with).collect();
+        // The client may have gone on from one virtual server to another: rather the connection that is in use.
+        let in_use = connections.iter().find(|(_, _, entry)| !entry.state.is_closing());
+        let Some((real, place, entry)) = in_use.or(connections.first()) else { return Outcome::Passed };
+        let (real, place, entry) = (real.clone(), *place, *entry);
+        if let Some(reason) = fault {
+            return Outcome::Dropped(reason);
+        }
+        if packet.flags & (SYN | ACK) == SYN | ACK && entry.state.is_closing() {
+            // It answers a connection that the client opened to the real server itself, with a port that it used before.
+            self.free(place);
+            return Outcome::Passed;
+        }
+        self.follow(place, Side::Server, &packet);
+        let station = self.stations[&place];
+        let length = u64::try_from(packet.reading.length()).expect("fits");
+        self.count(real.virtual_server, real.index, |counters| {
+            counters.packets_out += 1;
+            counters.bytes_out += length;
+        });
+        let server =
+            self.services.iter().find(|server| server.index == real.virtual_server).expect("it was found by it");
+        let mut vip = server.address;
+        if vip.port() == 0 {
+            vip.set_port(source.port());
+        }
+        Way::Out { ifindex: INGRESS, to: station, from: OUR_MAC }.send(&packet, Change::Source(vip))
+    }
+
+    /// The real servers reached by `nat` at this address and port, each of another virtual server, in the order of their chain.
+    pub(super) fn sharing(&self, address: SocketAddr, packet: &Packet) -> Vec<RealServer> {
+        let with_port = |port| {
+            let is_it = |real: &&RealServer| {
+                let server = self.services.iter().find(|server| server.index == real.virtual_server);
+                real.forwarding == ForwardingMethod::Nat
+                    && real.address == SocketAddr::new(address.ip(), port)
+                    && server.is_some_and(|server| is_of(server.protocol, &packet.reading))
+            };
+            let mut found: Vec<RealServer> = self.reals.values().filter(is_it).cloned().collect();
+            found.sort_by_key(|real| real.rank);
+            found
+        };
+        let exact = with_port(address.port());
+        if exact.is_empty() { with_port(0) } else { exact }
+    }
+
+    /// The connection of `client` with `port` of `real`.
+    pub(super) fn connection_with(
+        &self,
+        real: &RealServer,
+        port: u16,
+        client: SocketAddr,
+        now: u16,
+    ) -> Option<(RealServer, Place, Entry)> {
+        let server = self.services.iter().position(|server| server.index == real.virtual_server)?;
+        let vip_port = match self.services[server].address.port() {
+            0 => port,
+            vip_port => vip_port,
+        };
+        let key = self.services[server].connection_key(client, vip_port, &self.settings.secret);
+        let (place, entry) = self.peek(key, Kind::Connection, server, now)?;
+        (entry.real == real.index).then(|| (real.clone(), place, entry))
+    }
+}

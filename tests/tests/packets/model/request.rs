@@ -1,0 +1,276 @@
+//! A client's packet to a virtual server.
+
+use std::net::IpAddr;
+
+use lb_common::drop_reason::DropReason;
+use lb_common::net::{Address, Protocol};
+use lb_common::service::{ForwardingMethod, Refusal};
+
+use super::super::frame::{ACK, FIN, RST};
+use super::super::oracle::Change;
+use super::super::scene::Family;
+use super::schedule;
+use super::state::{Side, State, is_opening};
+use super::table::{Entry, Inserted, Kind, Place};
+use super::{Model, Outcome, Packet};
+
+/// What becomes of a packet of no known connection.
+#[derive(Clone, Copy, Debug)]
+enum Newcomer {
+    /// It is scheduled, and remembered in this state.
+    Enter(State),
+    /// It is scheduled, and not remembered: it begins no connection.
+    Passing,
+    /// It may belong to a connection for which there was no room.
+    Roomless,
+    Unknown,
+}
+
+/// A real server for a new connection.
+#[derive(Clone, Copy, Debug)]
+struct Choice {
+    real: u16,
+    /// The client's network, if its template is to be made.
+    template: Option<IpAddr>,
+}
+
+impl Model {
+    pub(super) fn request(&mut self, packet: Packet, server: usize) -> Outcome {
+        let (client, vip) = (packet.reading.source, packet.reading.destination);
+        let key = self.services[server].connection_key(client, vip.port(), &self.settings.secret);
+        let protocol = self.services[server].protocol;
+        if self.services[server].one_packet {
+            return self.forget(&packet, server, true);
+        }
+        if let Some((place, entry)) = self.find(key, Kind::Connection, server, packet.now) {
+            let is_removed = self.reals[&entry.real].is_removed;
+            let is_over = match protocol {
+                Protocol::Udp => is_removed,
+                Protocol::Tcp => is_opening(packet.flags) && entry.state.is_closing(),
+            };
+            if !is_over {
+                self.follow(place, Side::Client, &packet);
+                self.promote_template(&packet, server, entry.state, place);
+                return self.send_to(&packet, entry.real, false);
+            }
+            self.free(place);
+        }
+        match self.newcomer(&packet, server, key) {
+            Newcomer::Enter(state) => self.admit(&packet, server, key, state),
+            Newcomer::Passing => self.forget(&packet, server, false),
+            Newcomer::Roomless => self.send_without_slot(&packet, server, key, false),
+            Newcomer::Unknown => self.refuse_unknown(&packet, server),
+        }
+    }
+
+    fn newcomer(&self, packet: &Packet, server: usize, key: u64) -> Newcomer {
+        let service = &self.services[server];
+        let is_hash = service.scheduler.is_hash();
+        match service.protocol {
+            Protocol::Udp => Newcomer::Enter(State::UdpNew),
+            Protocol::Tcp if is_opening(packet.flags) => Newcomer::Enter(State::Opening),
+            Protocol::Tcp if is_hash || service.sloppy_tcp => match packet.flags {
+                flags if flags & (FIN | RST | ACK) == ACK => Newcomer::Enter(State::Settling),
+                _ if is_hash => Newcomer::Passing,
+                _ => Newcomer::Unknown,
+            },
+            Protocol::Tcp if self.table.has_room(key, State::Opening, packet.now) => Newcomer::Unknown,
+            Protocol::Tcp => Newcomer::Roomless,
+        }
+    }
+
+    /// The scheduler's choice.
+    fn schedule(&mut self, packet: &Packet, server: usize) -> Option<u16> {
+        let (reading, secret) = (&packet.reading, self.settings.secret);
+        let server = &mut self.services[server];
+        schedule::choose(server, &self.reals, (reading.source, reading.destination), &secret)
+    }
+
+    /// Schedules a packet that is remembered nowhere.
+    fn forget(&mut self, packet: &Packet, server: usize, is_new: bool) -> Outcome {
+        let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
+        if let Err(reason) = self.outgoing(packet, choice.real) {
+            return Outcome::Dropped(reason);
+        }
+        self.note_template(packet, server, choice);
+        self.send_to(packet, choice.real, is_new)
+    }
+
+    /// A new connection: a real server for it, a place in the table, and off.
+    fn admit(&mut self, packet: &Packet, server: usize, key: u64, state: State) -> Outcome {
+        let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
+        if let Err(reason) = self.outgoing(packet, choice.real) {
+            return Outcome::Dropped(reason);
+        }
+        self.note_template(packet, server, choice);
+        if self.is_tuple_in_use(packet, choice.real) {
+            return Outcome::Dropped(DropReason::TupleInUse);
+        }
+        let entry = self.entry(packet, server, key, choice.real, state);
+        match self.enter(entry, packet) {
+            Some(_) => self.send_to(packet, choice.real, true),
+            None => self.send_without_slot(packet, server, key, true),
+        }
+    }
+
+    fn entry(&self, packet: &Packet, server: usize, key: u64, real: u16, state: State) -> Entry {
+        let (client, vip) = (packet.reading.source, packet.reading.destination);
+        let tuple = (Address::from(client.ip()), client.port(), vip.port());
+        Entry {
+            key,
+            real,
+            generation: self.reals[&real].generation,
+            state,
+            last_seen: packet.now,
+            tuple: self.services[server].is_wide().then_some(tuple),
+        }
+    }
+
+    fn enter(&mut self, entry: Entry, packet: &Packet) -> Option<Place> {
+        let place = match self.table.insert(entry, packet.now) {
+            Inserted::Free(place) => place,
+            Inserted::Displaced(place, victim) => {
+                self.count_out(&victim);
+                place
+            }
+            Inserted::Refused => return None,
+        };
+        self.count_in(&entry);
+        let station = packet.frame[6..12].try_into().expect("six bytes");
+        self.stations.insert(place, station);
+        Some(place)
+    }
+
+    /// The template's real server where there is one, else the scheduler's, else the sorry server.
+    fn choose(&mut self, packet: &Packet, server: usize) -> Option<Choice> {
+        let sorry = self.services[server].sorry.map(|real| Choice { real, template: None });
+        let Some(persistence) = self.services[server].persistence else {
+            return self.schedule(packet, server).map(|real| Choice { real, template: None }).or(sorry);
+        };
+        let network = self.services[server].network(packet.reading.source.ip(), persistence);
+        let key = self.services[server].template_key(network, &self.settings.secret);
+        if let Some((place, entry)) = self.peek(key, Kind::Template, server, packet.now)
+            && self.reals[&entry.real].takes_any()
+        {
+            self.table.set(place, Some(Entry { last_seen: packet.now, ..entry }));
+            return Some(Choice { real: entry.real, template: None });
+        }
+        self.schedule(packet, server).map(|real| Choice { real, template: Some(network) }).or(sorry)
+    }
+
+    /// Makes the client's template, or changes the one that there is and that could not be used.
+    fn note_template(&mut self, packet: &Packet, server: usize, choice: Choice) {
+        let Some(network) = choice.template else { return };
+        let key = self.services[server].template_key(network, &self.settings.secret);
+        let mut entry = self.entry(packet, server, key, choice.real, State::TemplateNew);
+        entry.tuple = entry.tuple.map(|_| (Address::from(network), 0, 0));
+        match self.table.find(key, Kind::Template) {
+            Some((place, _)) => self.table.set(place, Some(entry)),
+            None => drop(self.enter(entry, packet)),
+        }
+    }
+
+    /// A connection that is established makes its template last.
+    fn promote_template(&mut self, packet: &Packet, server: usize, before: State, place: Place) {
+        let after = self.table.at(place).expect("just followed").state;
+        let is_promoted = matches!((before, after), (State::Opening, State::Settling) | (State::UdpNew, State::Udp));
+        let Some(persistence) = self.services[server].persistence.filter(|_| is_promoted) else { return };
+        let network = self.services[server].network(packet.reading.source.ip(), persistence);
+        let key = self.services[server].template_key(network, &self.settings.secret);
+        if let Some((place, entry)) = self.peek(key, Kind::Template, server, packet.now)
+            && entry.state == State::TemplateNew
+        {
+            self.table.set(place, Some(Entry { state: State::Template, last_seen: packet.now, ..entry }));
+        }
+    }
+
+    /// Whether another virtual server's connection of the same client has this real server's address and port.
+    fn is_tuple_in_use(&self, packet: &Packet, real: u16) -> bool {
+        let real = &self.reals[&real];
+        if real.forwarding != ForwardingMethod::Nat {
+            return false;
+        }
+        let to = real.destination(packet.reading.destination.port());
+        let sharing = self.sharing(real.address, packet);
+        let others = sharing.iter().filter(|other| other.index != real.index);
+        let mut connections =
+            others.filter_map(|other| self.connection_with(other, to.port(), packet.reading.source, packet.now));
+        connections.any(|(_, _, entry)| !entry.state.is_closing())
+    }
+
+    /// No slot: each packet of the connection finds the same real server by itself.
+    fn send_without_slot(&mut self, packet: &Packet, server: usize, key: u64, is_new: bool) -> Outcome {
+        let by_hash = schedule::without_slot(&self.services[server], &self.reals, key, &self.settings.secret);
+        let Some(real) = by_hash.or(self.services[server].sorry) else {
+            return self.refuse_for_want(packet, server);
+        };
+        if self.reals[&real].forwarding == ForwardingMethod::Nat {
+            return match is_new {
+                true => Outcome::Dropped(DropReason::TableFull),
+                false => self.refuse_unknown(packet, server),
+            };
+        }
+        self.send_to(packet, real, is_new)
+    }
+
+    /// Length of the packet on its way to the real server, and whether it may go.
+    fn outgoing(&self, packet: &Packet, real: u16) -> Result<super::Way, DropReason> {
+        let real = &self.reals[&real];
+        let outer = match (real.forwarding, packet.reading.family) {
+            (ForwardingMethod::Nat | ForwardingMethod::Dr, _) => 0,
+            (ForwardingMethod::Tun, _) if real.tunnel_source.is_none() => return Err(DropReason::NoRoute),
+            (ForwardingMethod::Tun, Family::V4) => 20,
+            (ForwardingMethod::Tun, Family::V6) => 40,
+        };
+        self.way(real, packet.reading.length() + outer)
+    }
+
+    fn send_to(&mut self, packet: &Packet, index: u16, is_new: bool) -> Outcome {
+        let real = self.reals[&index].clone();
+        let way = match self.outgoing(packet, index) {
+            Ok(way) => way,
+            Err(reason) => return Outcome::Dropped(reason),
+        };
+        let bytes = u64::try_from(packet.reading.length()).expect("fits");
+        self.count(real.virtual_server, index, |counters| {
+            counters.connections += u64::from(is_new);
+            counters.packets_in += 1;
+            counters.bytes_in += bytes;
+        });
+        match (real.forwarding, real.tunnel_source) {
+            (ForwardingMethod::Dr, _) => way.send(packet, Change::Nothing),
+            (ForwardingMethod::Nat, _) => {
+                way.send(packet, Change::Destination(real.destination(packet.reading.destination.port())))
+            }
+            (ForwardingMethod::Tun, source) => match way.send(packet, Change::Nothing) {
+                Outcome::Sent { ifindex, bytes } => {
+                    let source = source.expect("without one there is no way");
+                    let bytes = packet.reading.wrapped(&bytes, source, real.address.ip());
+                    Outcome::Sent { ifindex, bytes }
+                }
+                other => other,
+            },
+        }
+    }
+
+    fn refuse_for_want(&mut self, packet: &Packet, server: usize) -> Outcome {
+        self.refuse(packet, self.services[server].no_real_server, DropReason::NoRealServer)
+    }
+
+    fn refuse_unknown(&mut self, packet: &Packet, server: usize) -> Outcome {
+        self.refuse(packet, self.services[server].unknown_connection, DropReason::NoConnection)
+    }
+
+    fn refuse(&mut self, packet: &Packet, policy: Refusal, reason: DropReason) -> Outcome {
+        let is_answered = match policy {
+            Refusal::Drop => false,
+            Refusal::Reject => {
+                packet.flags & RST == 0 && packet.reading.is_from_a_host() && self.may_reject(packet.now)
+            }
+        };
+        if !is_answered {
+            return Outcome::Dropped(reason);
+        }
+        Outcome::Refused { reason, bytes: packet.reading.rejection(packet.frame) }
+    }
+}

@@ -1,0 +1,311 @@
+//! Virtual servers, real servers and what happens to them, drawn at random for the comparison.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use lb_common::net::Protocol;
+use lb_common::service::{ForwardingMethod, Refusal, Scheduler};
+use lb_userspace::model::{Persistence, Policy, RealServer, Removal, Service, Thresholds, VirtualServer, Weight};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::super::frame::{ACK, FIN, Frame, PSH, RST, SYN, Transport};
+use super::super::scene::{FAMILIES, Family, NAT_PORT, OUR_MAC, PORT, real_mac};
+
+/// Real servers of each virtual server have numbers of its own, but for those of `nat`, which share some.
+const REALS: u8 = 5;
+
+/// What a virtual server is to be, by numbers.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub family: Family,
+    pub protocol: Protocol,
+    pub all_ports: bool,
+    pub scheduler: Scheduler,
+    pub methods: Methods,
+    pub policy: Extras,
+    pub reals: Vec<RealSpec>,
+    pub has_sorry: bool,
+}
+
+/// How the real servers are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Methods {
+    Nat,
+    Dr,
+    Tun,
+    /// `dr` and `tun` in turn.
+    Mixed,
+}
+
+#[derive(Clone, Debug)]
+pub struct Extras {
+    pub hash_port: bool,
+    pub hash_fallback: bool,
+    pub one_packet: bool,
+    pub sloppy_tcp: bool,
+    /// Seconds and the bits of the mask that are left out.
+    pub persistence: Option<(u64, u8)>,
+    pub no_real_server: Refusal,
+    pub unknown_connection: Refusal,
+    pub keeps_removed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct RealSpec {
+    pub weight: u16,
+    pub upper: u32,
+    pub lower: u32,
+    pub is_present: bool,
+}
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A packet of a client.
+    Packet(Which, Look),
+    /// SYN, ACK and another ACK, or two datagrams: a connection that is in use.
+    Conversation(Which),
+    /// A packet of a real server to a client.
+    Answer(Which, u8, Look),
+    /// So many ticks pass.
+    Wait(u16),
+    /// A real server gets another weight.
+    Weight(u8, u8, u16),
+    /// A real server goes, or comes back.
+    Toggle(u8, u8),
+}
+
+/// Which virtual server, client, client's port, and of all ports which.
+#[derive(Clone, Copy, Debug)]
+pub struct Which {
+    pub server: u8,
+    pub client: u8,
+    pub port: u8,
+    pub vip_port: u8,
+}
+
+/// The rest of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    pub flags: u8,
+    pub payload: u16,
+    pub ttl: u8,
+    pub class: u8,
+}
+
+pub fn specs() -> impl Strategy<Value = Vec<Spec>> {
+    vec(spec(), 1..=4)
+}
+
+fn spec() -> impl Strategy<Value = Spec> {
+    let kind = (select(FAMILIES.as_slice()), prop_oneof![3 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp)]);
+    let methods = select(vec![Methods::Nat, Methods::Nat, Methods::Dr, Methods::Tun, Methods::Mixed]);
+    let scheduler = select(Scheduler::ALL.as_slice());
+    let reals = vec(real(), 0..=usize::from(REALS));
+    (kind, prop::bool::weighted(0.15), scheduler, methods, extras(), reals, prop::bool::weighted(0.3)).prop_map(
+        |((family, protocol), all_ports, scheduler, methods, policy, reals, has_sorry)| Spec {
+            family,
+            protocol,
+            all_ports,
+            scheduler,
+            methods,
+            policy,
+            reals,
+            has_sorry,
+        },
+    )
+}
+
+fn real() -> impl Strategy<Value = RealSpec> {
+    let weight = prop_oneof![1 => Just(0), 6 => select(vec![1_u16, 1, 2, 3, 10])];
+    let thresholds = prop_oneof![3 => Just((0, 0)), 1 => (1..6_u32, 0..4_u32)];
+    (weight, thresholds, prop::bool::weighted(0.9)).prop_map(|(weight, (upper, lower), is_present)| RealSpec {
+        weight,
+        upper,
+        lower: lower.min(upper),
+        is_present,
+    })
+}
+
+fn extras() -> impl Strategy<Value = Extras> {
+    let rare = || prop::bool::weighted(0.2);
+    let refusal = || prop_oneof![2 => Just(Refusal::Reject), 1 => Just(Refusal::Drop)];
+    let persistence = option::weighted(0.3, (select(vec![5_u64, 20, 60]), select(vec![0_u8, 8, 30])));
+    (any::<bool>(), any::<bool>(), rare(), rare(), persistence, refusal(), refusal(), any::<bool>()).prop_map(
+        |(hash_port, hash_fallback, one_packet, sloppy_tcp, persistence, no_real_server, unknown_connection, keeps)| {
+            Extras {
+                hash_port,
+                hash_fallback,
+                one_packet,
+                sloppy_tcp,
+                persistence,
+                no_real_server,
+                unknown_connection,
+                keeps_removed: keeps,
+            }
+        },
+    )
+}
+
+/// Most are packets; `ports` says from how many a client sends.
+pub fn events(ports: u8, length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Event>> {
+    let which = move || {
+        (any::<u8>(), 0..4_u8, 0..ports, 0..3_u8).prop_map(|(server, client, port, vip_port)| Which {
+            server,
+            client,
+            port,
+            vip_port,
+        })
+    };
+    let event = prop_oneof![
+        12 => (which(), look()).prop_map(|(which, look)| Event::Packet(which, look)),
+        4 => which().prop_map(Event::Conversation),
+        5 => (which(), any::<u8>(), look()).prop_map(|(which, real, look)| Event::Answer(which, real, look)),
+        1 => select(vec![1_u16, 2, 6, 12, 25, 50, 100]).prop_map(Event::Wait),
+        1 => (any::<u8>(), 0..REALS, select(vec![0_u16, 1, 2, 10])).prop_map(|(s, r, w)| Event::Weight(s, r, w)),
+        1 => (any::<u8>(), 0..REALS).prop_map(|(server, real)| Event::Toggle(server, real)),
+    ];
+    vec(event, length)
+}
+
+fn look() -> impl Strategy<Value = Look> {
+    let common = select(vec![SYN, SYN, SYN, ACK, ACK, ACK | PSH, FIN | ACK, RST, RST | ACK, SYN | ACK]);
+    let odd = select(vec![0, PSH, FIN, SYN | FIN, SYN | RST, FIN | RST, SYN | 0xc0, 0xff]);
+    let flags = prop_oneof![8 => common, 1 => odd];
+    let payload = prop_oneof![6 => 0..4_u16, 1 => select(vec![1400_u16, 1432, 1452, 1460])];
+    let ttl = prop_oneof![20 => 2..=255_u8, 1 => 0..2_u8];
+    (flags, payload, ttl, any::<u8>()).prop_map(|(flags, payload, ttl, class)| Look { flags, payload, ttl, class })
+}
+
+impl Spec {
+    /// What is to be installed for the virtual server number `n`.
+    pub fn virtual_server(&self, n: u8) -> VirtualServer {
+        let real_servers = (0..).zip(&self.reals).filter(|(_, real)| real.is_present);
+        VirtualServer {
+            name: None,
+            service: self.service(n),
+            policy: self.policy(),
+            real_servers: real_servers.map(|(which, real)| self.real_server(n, which, *real)).collect(),
+            sorry_server: self.has_sorry.then(|| {
+                let real = RealSpec { weight: 1, upper: 0, lower: 0, is_present: true };
+                self.real_server(n, REALS, real)
+            }),
+        }
+    }
+
+    pub fn service(&self, n: u8) -> Service {
+        let port = if self.all_ports { 0 } else { PORT };
+        Service { address: SocketAddr::new(self.family.vip(n), port), protocol: self.protocol }
+    }
+
+    fn policy(&self) -> Policy {
+        let Extras { hash_port, hash_fallback, one_packet, sloppy_tcp, .. } = self.policy;
+        let bits = if self.family == Family::V4 { 32 } else { 128 };
+        Policy {
+            hash_port: hash_port && matches!(self.scheduler, Scheduler::Sh | Scheduler::Mh),
+            hash_fallback: hash_fallback && self.scheduler.is_hash(),
+            one_packet: one_packet && self.protocol == Protocol::Udp,
+            sloppy_tcp: sloppy_tcp && self.protocol == Protocol::Tcp,
+            persistence: self.policy.persistence.map(|(seconds, left_out)| Persistence {
+                timeout: Duration::from_secs(seconds),
+                prefix_length: bits - left_out,
+            }),
+            no_real_server: self.policy.no_real_server,
+            unknown_connection: self.policy.unknown_connection,
+            removed_real_server: if self.policy.keeps_removed { Removal::Keep } else { Removal::Expire },
+            ..Policy::new(self.scheduler)
+        }
+    }
+
+    fn real_server(&self, n: u8, which: u8, spec: RealSpec) -> RealServer {
+        RealServer {
+            address: self.real_address(n, which),
+            weight: Weight::new(spec.weight),
+            forwarding: self.method(which),
+            thresholds: Thresholds { upper: spec.upper, lower: spec.lower },
+        }
+    }
+
+    fn method(&self, which: u8) -> ForwardingMethod {
+        match self.methods {
+            Methods::Nat => ForwardingMethod::Nat,
+            Methods::Dr => ForwardingMethod::Dr,
+            Methods::Tun => ForwardingMethod::Tun,
+            Methods::Mixed if which.is_multiple_of(2) => ForwardingMethod::Dr,
+            Methods::Mixed => ForwardingMethod::Tun,
+        }
+    }
+
+    /// The number of a real server in [`super::super::scene`]: behind `nat`, the first two are everybody's.
+    pub fn number(&self, n: u8, which: u8) -> u8 {
+        if self.methods == Methods::Nat && !self.all_ports && which < 2 { which + 1 } else { 10 + n * 10 + which }
+    }
+
+    pub fn real_address(&self, n: u8, which: u8) -> SocketAddr {
+        let port = match (self.all_ports, self.methods) {
+            (true, _) => 0,
+            (false, Methods::Nat) => NAT_PORT,
+            (false, _) => PORT,
+        };
+        SocketAddr::new(self.family.real(self.number(n, which)), port)
+    }
+
+    fn client(&self, which: Which) -> SocketAddr {
+        // Two in one network, one beside it, one far off.
+        let ip: IpAddr = match self.family {
+            Family::V4 => {
+                [[192, 0, 2, 10], [192, 0, 2, 11], [192, 0, 3, 10], [10, 1, 2, 3]][usize::from(which.client)].into()
+            }
+            Family::V6 => {
+                let (net, host) = [(1, 1), (1, 2), (2, 1), (0xffff, 9)][usize::from(which.client)];
+                Ipv6Addr::new(0x2001, 0xdb8, 0xc, net, 0, 0, 0x77, host).into()
+            }
+        };
+        // Port 0 is a client's, too, and looks like its template.
+        SocketAddr::new(ip, u16::from(which.port) * 7)
+    }
+
+    fn vip_port(&self, which: Which) -> u16 {
+        if self.all_ports { [PORT, 443, 8443][usize::from(which.vip_port)] } else { PORT }
+    }
+
+    /// A packet of a client.
+    pub fn packet(&self, n: u8, which: Which, look: Look) -> Frame {
+        let to = SocketAddr::new(self.family.vip(n), self.vip_port(which));
+        self.dressed(Frame::new(self.client(which), to, self.transport(look)), look)
+    }
+
+    /// A packet of real server `real` to a client.
+    pub fn answer(&self, n: u8, real: u8, which: Which, look: Look) -> Frame {
+        let mut from = self.real_address(n, real);
+        if from.port() == 0 {
+            from.set_port(self.vip_port(which));
+        }
+        let frame = Frame::new(from, self.client(which), self.transport(look));
+        self.dressed(frame.macs(real_mac(self.number(n, real)), OUR_MAC), look)
+    }
+
+    fn transport(&self, look: Look) -> Transport {
+        match self.protocol {
+            Protocol::Tcp => Transport::Tcp { flags: look.flags },
+            Protocol::Udp => Transport::Udp { has_checksum: self.family == Family::V6 || look.flags != RST },
+        }
+    }
+
+    fn dressed(&self, frame: Frame, look: Look) -> Frame {
+        let payload = vec![look.class; usize::from(look.payload)];
+        let identification = u16::from(look.class) << 8 | u16::from(look.ttl);
+        Frame { ttl: look.ttl, class: look.class, identification, flow_label: u32::from(look.class) * 17, ..frame }
+            .payload(&payload)
+    }
+}
+
+impl Look {
+    /// A packet like most, with these flags.
+    pub const fn plain(flags: u8) -> Self {
+        Self { flags, payload: 0, ttl: 64, class: 0 }
+    }
+}
