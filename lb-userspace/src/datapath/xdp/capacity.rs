@@ -94,9 +94,9 @@ mod tests {
         web.sorry_server = Some((([10, 0, 2, 1], 80).into(), ForwardingMethod::Nat));
         let table =
             BTreeMap::from([(service("10.0.0.1:80"), web), (service("[fd00::1]:80"), servers(Scheduler::Wrr, 3))]);
-        // 41 and 3 real servers take 48 and 8 places; half again are 84. Rings of 4093 and 4096 elements are 128 chunks of 32
+        // 41 and 3 real servers take 48 and 8 places; half again are 84. Rings of 65,521 and 4096 elements are 2048 and 128 chunks of 32
         // each; 48 and 8 elements for the lists of chunks are 2 and 1: 2 * (128 + 2 + 128 + 1).
-        let expected = Capacity { real_servers_max: 128, ring_chunks: 518, nat: true, wide_tuples: true };
+        let expected = Capacity { real_servers_max: 128, ring_chunks: 4358, nat: true, wide_tuples: true };
         assert_eq!(Capacity::of(&table), expected);
     }
 

@@ -324,7 +324,7 @@ mod tests {
                     vec![2, 0, 2]
                 }
                 Scheduler::Sh | Scheduler::Dh | Scheduler::Mh => {
-                    assert_eq!(ring.len(), 4093);
+                    assert_eq!(ring.len(), 65_521);
                     continue;
                 }
             };
