@@ -46,6 +46,7 @@ impl Twin {
                 self.model.reals.insert(index, real);
             }
         }
+        self.model.vacated.extend(before.into_iter().map(|(index, real)| (index, (real.active, real.inactive))));
         self.model.services =
             places.values().map(|(asked, entry)| virtual_server(&mut self.bench, asked, entry)).collect();
         self.rank();
