@@ -58,24 +58,22 @@ impl Model {
         match self.newcomer(&packet, server, key) {
             Newcomer::Enter(state) => self.admit(&packet, server, key, state),
             Newcomer::Passing => self.forget(&packet, server, false),
-            Newcomer::Roomless => self.send_without_slot(&packet, server, key, false),
+            Newcomer::Roomless => self.send_by_key(&packet, server, key, false),
             Newcomer::Unknown => self.refuse_unknown(&packet, server),
         }
     }
 
     fn newcomer(&self, packet: &Packet, server: usize, key: u64) -> Newcomer {
         let service = &self.services[server];
-        let is_hash = service.scheduler.is_hash();
+        let is_under_way = packet.flags & (FIN | RST | ACK) == ACK;
         match service.protocol {
             Protocol::Udp => Newcomer::Enter(State::UdpNew),
             Protocol::Tcp if is_opening(packet.flags) => Newcomer::Enter(State::Opening),
-            Protocol::Tcp if is_hash || service.sloppy_tcp => match packet.flags {
-                flags if flags & (FIN | RST | ACK) == ACK => Newcomer::Enter(State::Settling),
-                _ if is_hash => Newcomer::Passing,
-                _ => Newcomer::Unknown,
-            },
-            Protocol::Tcp if self.table.has_room(key, State::Opening, packet.now) => Newcomer::Unknown,
-            Protocol::Tcp => Newcomer::Roomless,
+            Protocol::Tcp if service.scheduler.is_hash() && is_under_way => Newcomer::Enter(State::Settling),
+            Protocol::Tcp if service.scheduler.is_hash() => Newcomer::Passing,
+            Protocol::Tcp if !self.table.has_room(key, State::Opening, packet.now) => Newcomer::Roomless,
+            Protocol::Tcp if service.sloppy_tcp && is_under_way => Newcomer::Enter(State::Settling),
+            Protocol::Tcp => Newcomer::Unknown,
         }
     }
 
@@ -109,7 +107,12 @@ impl Model {
         let entry = self.entry(packet, server, key, choice.real, state);
         match self.enter(entry, packet) {
             Some(_) => self.send_to(packet, choice.real, true),
-            None => self.send_without_slot(packet, server, key, true),
+            // The schedulers by hash have chosen what they will choose for its other packets too.
+            None if !self.services[server].scheduler.is_hash() => self.send_by_key(packet, server, key, true),
+            None if self.reals[&choice.real].forwarding == ForwardingMethod::Nat => {
+                Outcome::Dropped(DropReason::TableFull)
+            }
+            None => self.send_to(packet, choice.real, true),
         }
     }
 
@@ -200,7 +203,7 @@ impl Model {
     }
 
     /// No slot: each packet of the connection finds the same real server by itself.
-    fn send_without_slot(&mut self, packet: &Packet, server: usize, key: u64, is_new: bool) -> Outcome {
+    fn send_by_key(&mut self, packet: &Packet, server: usize, key: u64, is_new: bool) -> Outcome {
         let by_hash = schedule::without_slot(&self.services[server], &self.reals, key, &self.settings.secret);
         let Some(real) = by_hash.or(self.services[server].sorry) else {
             return self.refuse_for_want(packet, server);
