@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::AddAssign;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::{env, panic, thread};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
@@ -34,7 +35,7 @@ use nix::unistd::Pid;
 
 use super::frame::Frame;
 use super::oracle;
-use super::scene::{FAMILIES, Family, INGRESS, OUR_MAC, PROTOCOLS, UNLISTED, real_mac, real_server, service};
+use super::scene::{FAMILIES, Family, INGRESS, Mac, OUR_MAC, PROTOCOLS, UNLISTED, real_mac, real_server, service};
 
 /// What lies before a frame: 64 bytes of ones.
 pub const POISON: [u8; 64] = [0xff; 64];
@@ -62,13 +63,7 @@ pub const OPTIONS: LoadOptions = LoadOptions {
     wide_tuples: true,
     reject_rate: 1_000_000,
     packet_log: false,
-    timeouts: Timeouts::new(
-        timeout::HALF_OPEN,
-        timeout::ESTABLISHED,
-        timeout::CLOSING,
-        timeout::RESET,
-        timeout::UDP,
-    ),
+    timeouts: Timeouts::new(timeout::HALF_OPEN, timeout::ESTABLISHED, timeout::CLOSING, timeout::RESET, timeout::UDP),
     secret: Secret { words: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210] },
 };
 
@@ -144,7 +139,7 @@ pub struct Bench {
     options: LoadOptions,
     /// Drops as they stood after the last frame.
     drops: RefCell<Vec<(DropReason, u64)>>,
-    entrance: Program,
+    entrance: Arc<Program>,
     clock: Program,
     /// Jumping to a program does not keep it: this does.
     _table: ProgramTable,
@@ -171,7 +166,7 @@ impl Bench {
             datapath.set_interface(ifindex, MacAddress { octets: OUR_MAC }).expect("a free place");
         }
         let drops = RefCell::new(datapath.drops().expect("the counters can be read"));
-        let (desired, entrance) = (ServiceTable::new(), entrance(&table));
+        let (desired, entrance) = (ServiceTable::new(), Arc::new(entrance(&table)));
         let clock = [Instruction::call(JIFFIES64), Instruction::EXIT];
         let clock = Program::load("clock", &clock).expect("the verifier takes it");
         Self { datapath, desired, options: *options, drops, entrance, clock, _table: table }
@@ -206,6 +201,23 @@ impl Bench {
         };
         let is_listed = (INGRESS..UNLISTED).contains(&ifindex);
         self.set_way(family.real(n), Way { next_hop, source: Some(family.director()), is_listed, ..Way::UNKNOWN });
+    }
+
+    /// Sets the way to `address` by a station.
+    pub fn way_by(&mut self, address: IpAddr, station: Mac) {
+        let next_hop = NextHop {
+            state: NextHopState::Resolved,
+            ifindex: INGRESS,
+            mtu: 1500,
+            destination: MacAddress { octets: station },
+            source: MacAddress { octets: OUR_MAC },
+        };
+        self.set_way(address, Way { next_hop, ..Way::UNKNOWN });
+    }
+
+    /// Makes real server `n` this host.
+    pub fn local(&mut self, family: Family, n: u8) {
+        self.set_way(family.real(n), Way::LOCAL);
     }
 
     /// Makes the way to real server `n` unknown, so that the program asks the kernel's routing table.
@@ -278,6 +290,11 @@ impl Bench {
             _ => panic!("the verdict is {verdict:?} and the counters of drops rose by {raised:?}"),
         };
         Sent { verdict, frame, dropped }
+    }
+
+    /// The way in, for many frames: what [`run`] takes. Frames come behind [`POISON`].
+    pub fn entrance(&self) -> Arc<Program> {
+        Arc::clone(&self.entrance)
     }
 
     /// Sends a frame through the program, and lets the kernel do what it says.

@@ -352,8 +352,8 @@ fn a_late_segment_of_an_ended_connection_does_not_end_the_one_that_has_its_tuple
         second.destination.set_ip(if segment.source.is_ipv4() { Family::V4.vip(1) } else { Family::V6.vip(1) });
         second.transport = super::frame::Transport::Tcp { flags: SYN };
         bench.server_of(&second);
+        assert_eq!(bench.server_of(&closing(RST)), 1);
         // Were the second closing, the first could have the tuple again.
-        bench.expect_drop(&closing(RST).bytes(), DropReason::TupleInUse);
         bench.expect_drop(&closing(SYN).bytes(), DropReason::TupleInUse);
     });
 }
@@ -394,7 +394,8 @@ fn a_late_segment_of_a_former_real_server_does_not_end_the_connection_with_the_n
             assert_ne!(next, former);
             bench.server_of(&request);
             let late = answer(&request, real_server(family, ForwardingMethod::Nat, former), former, FIN | ACK);
-            bench.expect(&late, Verdict::Transmit, &back(&late, &request));
+            // It is of no connection that there is.
+            bench.expect_untouched(&late);
             // Were the connection closing, this SYN would be scheduled anew.
             assert_eq!(bench.open(family, 1000), next);
         }

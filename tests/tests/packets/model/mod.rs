@@ -19,6 +19,7 @@ use lb_common::counters::Counters;
 use lb_common::drop_reason::DropReason;
 use lb_common::hash::Secret;
 use lb_common::net::Protocol;
+use lb_userspace::model::Service;
 
 use self::state::{Count, Side, State};
 use self::table::{Entry, Kind, Place, Table};
@@ -116,6 +117,14 @@ impl Model {
             Outcome::Passed | Outcome::Sent { .. } => {}
         }
         outcome
+    }
+
+    /// The address of the real server that has the connection of `client` with `vip_port` of a virtual server.
+    pub fn server_of(&self, service: &Service, client: SocketAddr, vip_port: u16) -> Option<SocketAddr> {
+        let is_it = |s: &&VirtualServer| s.address == service.address && s.protocol == service.protocol;
+        let key = self.services.iter().find(is_it)?.connection_key(client, vip_port, &self.settings.secret);
+        let (_, entry) = self.table.find(key, Kind::Connection)?;
+        self.reals.get(&entry.real).map(|real| real.address)
     }
 
     /// Forgets all connections.

@@ -1,6 +1,7 @@
 //! The program and its model side by side: the same frames into both, and everything compared.
 
 mod installed;
+mod many;
 mod scenario;
 mod sequences;
 
