@@ -4,7 +4,7 @@
 
 use lb_common::hash;
 use lb_common::real::load;
-use lb_common::service::{NONE, RING_CHUNK, Run, Scheduler, VirtualServerEntry, service_flag};
+use lb_common::service::{CHUNKS_COMPARED_MAX, NONE, RING_CHUNK, Run, Scheduler, VirtualServerEntry, service_flag};
 
 use crate::{load as loads, maps, service, word};
 
@@ -36,8 +36,6 @@ const UNDECIDED: u32 = NONE - 1;
 const TURNS: u32 = 64;
 /// How many alternatives a hash has.
 const ALTERNATIVES: u32 = 16;
-/// Most chunks that are compared for one connection: 1024 real servers. User space sets a window before that.
-const CHUNKS_MAX: u32 = 128;
 
 /// The next of the ring, in strict order over all CPUs.
 #[inline(always)]
@@ -113,7 +111,7 @@ fn least_loaded(service: &VirtualServerEntry) -> u32 {
     let rounds = if service.window == 0 { chunks.length } else { chunks.length.min(service.window) };
     let Some(begin) = element_at(chunks, first % chunks.length.max(1)) else { return NONE };
     let (mut best, mut best_chunk) = (u64::MAX, begin);
-    for round in 0..CHUNKS_MAX {
+    for round in 0..CHUNKS_COMPARED_MAX {
         if round >= rounds {
             break;
         }

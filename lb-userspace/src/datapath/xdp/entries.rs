@@ -58,7 +58,7 @@ const LANES_COMPARED: u32 = 256;
 const WINDOW: u32 = 8;
 
 /// Whether real servers of equal load have their turns; `fo` and `ovf` always prefer the first.
-fn rotates(scheduler: Scheduler) -> bool {
+pub fn rotates(scheduler: Scheduler) -> bool {
     !matches!(scheduler, Scheduler::Fo | Scheduler::Ovf)
 }
 
