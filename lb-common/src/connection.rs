@@ -74,24 +74,28 @@ impl Meta {
 
     /// Index into `real_servers`.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a part of the word")]
     pub const fn real_server(self) -> u16 {
         self.0 as u16
     }
 
     /// The state's number.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a part of the word")]
     pub const fn state(self) -> u8 {
         (self.0 >> 16) as u8
     }
 
     /// The low octet of the real server's generation.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a part of the word")]
     pub const fn generation(self) -> u8 {
         (self.0 >> 24) as u8
     }
 
     /// Coarse time of the last packet.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a part of the word")]
     pub const fn last_seen(self) -> u16 {
         (self.0 >> 32) as u16
     }
@@ -237,10 +241,9 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// The timeouts of each kind of state, in ticks; a template lives for `template` at most, and by its virtual server's
-    /// own timeout where that is shorter.
+    /// The timeouts of each kind of state, in ticks; a template lives as long as its virtual server says.
     #[expect(clippy::indexing_slicing, reason = "states are constants below 128")]
-    pub const fn new(syn: u16, tcp: u16, tcp_fin: u16, reset: u16, udp: u16, template: u16) -> Self {
+    pub const fn new(syn: u16, tcp: u16, tcp_fin: u16, reset: u16, udp: u16) -> Self {
         let mut ticks = [0; 128];
         ticks[State::OPENING as usize] = syn;
         ticks[State::UDP_NEW as usize] = udp;
@@ -252,7 +255,7 @@ impl Timeouts {
         ticks[State::SETTLING as usize] = tcp;
         ticks[State::ESTABLISHED as usize] = tcp;
         ticks[State::UDP as usize] = udp;
-        ticks[State::TEMPLATE as usize] = template;
+        ticks[State::TEMPLATE as usize] = TIMEOUT_MAX;
         // A slot that is being rewritten has no age.
         ticks[State::LOCKED as usize] = u16::MAX;
         Self { ticks }
@@ -261,7 +264,7 @@ impl Timeouts {
     /// IPVS's defaults on a kernel with `hz` jiffies a second: 900, 120 and 300 s for established and closing TCP and for
     /// UDP, which `ipvsadm --set` changes there; 60 s half-open, 10 s after a reset.
     pub const fn ipvs_defaults(hz: u32) -> Self {
-        Self::new(ticks(60, hz), ticks(900, hz), ticks(120, hz), ticks(10, hz), ticks(300, hz), TIMEOUT_MAX)
+        Self::new(ticks(60, hz), ticks(900, hz), ticks(120, hz), ticks(10, hz), ticks(300, hz))
     }
 
     /// The timeout of a state, in ticks.

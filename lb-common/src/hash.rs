@@ -47,12 +47,9 @@ pub const fn fingerprint(client: [u64; 2], client_port: Port, vip_port: Port, se
 pub const fn buckets(key: u64, buckets: u32, secret: &Secret) -> (u32, u32) {
     let [first, _] = secret.words;
     let hash = mix(key ^ first);
-    let one = (hash & 0xffff_ffff) * buckets as u64 >> 32;
-    let two = (hash >> 32) * buckets as u64 >> 32;
-    #[expect(clippy::cast_possible_truncation, reason = "below `buckets`")]
-    {
-        (one as u32, two as u32)
-    }
+    let one = ((hash & 0xffff_ffff) * buckets as u64) >> 32;
+    let two = ((hash >> 32) * buckets as u64) >> 32;
+    (one as u32, two as u32)
 }
 
 /// The hash of an address, and of a port where that counts too, by which `sh`, `dh` and `mh` choose.
@@ -87,10 +84,7 @@ pub fn index_key(address: &Address, port: Port, protocol: Protocol) -> u64 {
 /// One multiplication spreads well enough for that: a seed under which a bucket overflows is not taken.
 #[inline(always)]
 pub const fn index_bucket(key: u64, seed: u32, mask: u32) -> u32 {
-    #[expect(clippy::cast_possible_truncation, reason = "24 bits are left")]
-    {
-        ((key ^ seed as u64).wrapping_mul(MULTIPLIER) >> 40) as u32 & mask
-    }
+    ((key ^ seed as u64).wrapping_mul(MULTIPLIER) >> 40) as u32 & mask
 }
 
 /// SipHash's state (Aumasson and Bernstein, 2012), with one round a word and three at the end.

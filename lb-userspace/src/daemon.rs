@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::connection::{State, TIMEOUT_MAX, Timeouts};
+use lb_common::connection::{State, Timeouts};
 use lb_common::hash::Secret;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -386,7 +386,6 @@ fn timeouts(configured: &config::Timeouts) -> Timeouts {
         ticks(tcp_fin, hz),
         defaults.of(State::CLOSED),
         ticks(udp, hz),
-        TIMEOUT_MAX,
     )
 }
 

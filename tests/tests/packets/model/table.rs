@@ -175,7 +175,7 @@ mod tests {
 
     /// Half-open 10 ticks, established 100, closing 20, reset 5, UDP 50, templates 1000.
     fn table(buckets: u32) -> Table {
-        Table::new(buckets, Timeouts::new(10, 100, 20, 5, 50, 1000), SECRET)
+        Table::new(buckets, Timeouts::new(10, 100, 20, 5, 50), SECRET)
     }
 
     fn entry(key: u64, state: State, last_seen: u16) -> Entry {

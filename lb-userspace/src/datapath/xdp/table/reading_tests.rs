@@ -11,7 +11,7 @@ use super::connection::{Client, Connection, Endpoint, Filter, Reader, STATES};
 use super::memory::{Memory, Real, Virtual, key};
 use super::packet_path::Cpu;
 
-const TIMEOUTS: Timeouts = Timeouts::new(10, 100, 20, 5, 50, u16::MAX);
+const TIMEOUTS: Timeouts = Timeouts::new(10, 100, 20, 5, 50);
 const NOW: u16 = 20;
 
 /// tcp 10.0.0.100:80 over real server 3, udp [fd00::100]:53 over 4, and all TCP ports of 10.0.0.101 over 5.

@@ -20,7 +20,7 @@ use super::sweep::{Census, Sweep, Swept, Time};
 use super::words::Counts;
 
 /// Ten ticks half-open, a hundred established, twenty closing, five closed, fifty UDP, no limit of its own for templates.
-const TIMEOUTS: Timeouts = Timeouts::new(10, 100, 20, 5, 50, u16::MAX);
+const TIMEOUTS: Timeouts = Timeouts::new(10, 100, 20, 5, 50);
 
 fn memory() -> Memory {
     let memory = Memory::new(16, 8);
@@ -405,7 +405,7 @@ const TRAFFIC: Duration = Duration::from_secs(1);
 
 fn constants() -> Constants {
     // Short enough that the packet path's clock runs connections out.
-    let timeouts = Timeouts::new(1, 3, 2, 1, 2, u16::MAX);
+    let timeouts = Timeouts::new(1, 3, 2, 1, 2);
     Constants { timeouts, secret: SECRET, jiffies_per_second: 250 }
 }
 
