@@ -14,8 +14,8 @@ use crate::{load as loads, maps, service, word};
 #[unsafe(no_mangle)]
 pub extern "C" fn choose_server(service: u32, client_a: u64, client_b: u64, port: u32) -> u32 {
     let Some(service) = service::by_index(service) else { return NONE };
-    match service.scheduler {
-        Scheduler::Rr | Scheduler::Wrr => in_turn(service),
+    let chosen = match service.scheduler {
+        Scheduler::Rr | Scheduler::Wrr => UNDECIDED,
         Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq | Scheduler::Fo | Scheduler::Ovf => {
             least_loaded(service)
         }
@@ -25,8 +25,12 @@ pub extern "C" fn choose_server(service: u32, client_a: u64, client_b: u64, port
             by_hash(service, hash::scheduling([client_a, client_b], port))
         }
         Scheduler::Dh => by_hash(service, hash::scheduling(service.key.vip.halves(), 0)),
-    }
+    };
+    if chosen == UNDECIDED { in_turn(service) } else { chosen }
 }
+
+/// No choice: the next in turn takes it.
+const UNDECIDED: u32 = NONE - 1;
 
 /// How many elements of the ring are tried.
 const TURNS: u32 = 64;
@@ -49,7 +53,7 @@ fn in_turn(service: &VirtualServerEntry) -> u32 {
     NONE
 }
 
-/// The better of two drawn by weight.
+/// The better of two drawn by weight; [`UNDECIDED`] where both take no new connection.
 #[inline(always)]
 fn better_of_two(service: &VirtualServerEntry) -> u32 {
     let ring = run(&service.ring);
@@ -59,7 +63,7 @@ fn better_of_two(service: &VirtualServerEntry) -> u32 {
     let two = element(ring, (draw >> 32) * u64::from(ring.length) >> 32);
     let (load_one, load_two) = (loads::word_of(one), loads::word_of(two));
     let (best, load) = if load_two < load_one { (two, load_two) } else { (one, load_one) };
-    if load < load::UNAVAILABLE { best } else { in_turn(service) }
+    if load < load::UNAVAILABLE { best } else { UNDECIDED }
 }
 
 /// The ring's element for `hash`, or for one of its alternatives where the virtual server has them.
@@ -99,7 +103,8 @@ pub extern "C" fn stateless_server(service: u32, key: u64) -> u32 {
     NONE
 }
 
-/// The real server with the smallest load, of all or of a window; the turn decides between equals.
+/// The real server with the smallest load, of all or of a window; the turn decides between equals. [`UNDECIDED`] where a
+/// window has none that takes a new connection.
 #[inline(always)]
 fn least_loaded(service: &VirtualServerEntry) -> u32 {
     let (chunks, lanes) = (run(&service.chunks), service.lanes);
@@ -119,7 +124,7 @@ fn least_loaded(service: &VirtualServerEntry) -> u32 {
         }
     }
     if best >= load::UNAVAILABLE {
-        return if service.window == 0 { NONE } else { in_turn(service) };
+        return if service.window == 0 { NONE } else { UNDECIDED };
     }
     // Not by the round in which it was found: that is a number which the verifier knows, and would tell all apart by.
     let first_lane = if best_chunk == begin { turn % 8 } else { 0 };

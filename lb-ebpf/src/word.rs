@@ -94,8 +94,9 @@ pub unsafe fn clear(word: *mut u64, bits: u64) {
 #[inline(always)]
 pub fn is_negative(word: u64) -> u64 {
     let mut word = word;
+    // Not `pure`, which would let LLVM read all words of a bucket first, and keep them on the stack.
     // SAFETY: one instruction on one register.
-    unsafe { core::arch::asm!("{0} >>= 63", inout(reg) word, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe { core::arch::asm!("{0} >>= 63", inout(reg) word, options(nostack, preserves_flags)) };
     word
 }
 

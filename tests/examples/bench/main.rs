@@ -24,6 +24,7 @@ use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unsha
 use nix::unistd::Pid;
 
 use generator::Generator;
+use matrix::Experiment;
 use measure::{Bench, Effort};
 use report::Finding;
 
@@ -73,6 +74,21 @@ fn run(arguments: &Arguments) -> Result<()> {
     let (default_runs, packets) = if *quick { (3, 200_000) } else { (9, 1_000_000) };
     let effort = Effort { runs: runs.unwrap_or(default_runs), packets };
     let mut bench = Bench::new(Generator::load(&read(generator)?)?, read(lru)?, effort);
+    let findings = measure_all(&mut bench, &experiments);
+    println!("{}\n\n{}", head(effort, &findings), report::text(&findings));
+    write(out, &findings)?;
+    let failures = experiments.len() - findings.len();
+    if failures > 0 {
+        bail!("{failures} of {} measurements failed or were left out, see above", experiments.len());
+    }
+    Ok(())
+}
+
+/// So many failures in a row have one cause, which the rest would meet with too.
+const FAILURES_MAX: u32 = 3;
+
+/// The figures that could be found; says on standard error how it goes.
+fn measure_all(bench: &mut Bench, experiments: &[Experiment]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut failures = 0;
     for (experiment, number) in experiments.iter().zip(1..) {
@@ -81,19 +97,19 @@ fn run(arguments: &Arguments) -> Result<()> {
             Ok(finding) => {
                 eprintln!("{} ns", finding.table.median);
                 findings.push(finding);
+                failures = 0;
             }
             Err(error) => {
                 eprintln!("failed: {error:#}");
                 failures += 1;
             }
         }
+        if failures == FAILURES_MAX {
+            eprintln!("{failures} failures in a row; the rest is left out");
+            break;
+        }
     }
-    println!("{}\n\n{}", head(effort, &findings), report::text(&findings));
-    write(out, &findings)?;
-    if failures > 0 {
-        bail!("{failures} of {} measurements failed, see above", experiments.len());
-    }
-    Ok(())
+    findings
 }
 
 /// A network namespace of our own, whose loopback device packets come in by, and one CPU for all runs.
@@ -125,7 +141,9 @@ fn head(effort: Effort, findings: &[Finding]) -> String {
     let empty = cost::Spread::of(findings.iter().map(|finding| finding.empty).collect());
     let empty = empty.map_or_else(String::new, |empty| {
         let cost::Spread { median, lowest, highest } = empty;
-        format!("; an empty program, with the making of its packets, takes {median} [{lowest}..{highest}] ns, taken off")
+        format!(
+            "; an empty program, with the making of its packets, takes {median} [{lowest}..{highest}] ns, taken off"
+        )
     });
     format!("Linux {kernel}, {processor}; {runs} runs of {packets} packets a figure{empty}")
 }

@@ -75,7 +75,7 @@ impl Bench {
             for (contestant, director) in &mut directors {
                 let before = director.packets()?;
                 let cost = self.random(*contestant, config)?;
-                check(director, before, self.warm_up(config) + self.effort.packets)?;
+                check(director, before, warm_up(config) + self.effort.packets)?;
                 scores.add(*contestant, cost);
             }
         }
@@ -132,12 +132,8 @@ impl Bench {
 
     /// One run in random order, after one that is not counted and brings the caches to where they will be.
     fn random(&mut self, contestant: Contestant, config: BenchConfig) -> Result<Cost> {
-        self.generator.send_random(contestant, config, self.warm_up(config))?;
+        self.generator.send_random(contestant, config, warm_up(config))?;
         self.generator.send_random(contestant, config, self.effort.packets)
-    }
-
-    fn warm_up(&self, config: BenchConfig) -> u32 {
-        config.flows.clamp(20_000.min(self.effort.packets), self.effort.packets)
     }
 
     /// A director with the experiment's virtual server, which `contestant` runs through from now on.
@@ -149,7 +145,7 @@ impl Bench {
 
     /// A director that knows all flows of the experiment, by as many packets of each as make it established for good.
     fn filled(&mut self, contestant: Contestant, program: Program<'_>, experiment: &Experiment) -> Result<Director> {
-        let mut director = self.director(contestant, program, experiment)?;
+        let director = self.director(contestant, program, experiment)?;
         let request = match experiment.path {
             Path::NatReply => Path::NatRequest,
             path @ (Path::NatRequest | Path::Dr | Path::Tun) => path,
@@ -177,6 +173,11 @@ fn finding(experiment: Experiment, scores: &Scores) -> Result<Finding> {
 
 fn config(experiment: &Experiment, path: Path, flags: u8) -> BenchConfig {
     BenchConfig { flows: experiment.flows, ..packet::config(experiment.family, path, flags) }
+}
+
+/// Packets before a run that are not counted: so many that nearly every bucket of a table that fits into a cache is there.
+fn warm_up(config: BenchConfig) -> u32 {
+    config.flows.clamp(20_000, 1_000_000)
 }
 
 /// What must be run to know what the making of packets costs.
