@@ -5,8 +5,8 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use aya_log_ebpf::macro_support::{Level, level_enabled};
 use aya_log_ebpf::info;
+use aya_log_ebpf::macro_support::{Level, level_enabled};
 use lb_common::checksum::Delta;
 use lb_common::connection::{Meta, State};
 use lb_common::counters::Counters;
@@ -266,13 +266,7 @@ fn stateless(hit: Hit, key: u64) -> Option<(u32, &'static RealServerEntry)> {
 
 /// Gives a new connection its slot.
 #[inline(always)]
-fn enter(
-    ctx: &XdpContext,
-    packet: &Packet,
-    key: u64,
-    choice: &Choice,
-    lookups: &Lookups,
-) -> Result<(), DropReason> {
+fn enter(ctx: &XdpContext, packet: &Packet, key: u64, choice: &Choice, lookups: &Lookups) -> Result<(), DropReason> {
     let Choice { index, real, newcomer } = choice;
     let mut hop = 0;
     match real.forwarding {

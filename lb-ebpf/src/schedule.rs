@@ -59,8 +59,8 @@ fn better_of_two(service: &VirtualServerEntry) -> u32 {
     let ring = run(&service.ring);
     let [_, secret] = maps::SECRET.load().words;
     let draw = hash::mix(next_turn(service.index) ^ secret);
-    let one = element(ring, (draw & 0xffff_ffff) * u64::from(ring.length) >> 32);
-    let two = element(ring, (draw >> 32) * u64::from(ring.length) >> 32);
+    let one = element(ring, ((draw & 0xffff_ffff) * u64::from(ring.length)) >> 32);
+    let two = element(ring, ((draw >> 32) * u64::from(ring.length)) >> 32);
     let (load_one, load_two) = (loads::word_of(one), loads::word_of(two));
     let (best, load) = if load_two < load_one { (two, load_two) } else { (one, load_one) };
     if load < load::UNAVAILABLE { best } else { UNDECIDED }

@@ -112,11 +112,7 @@ impl Daemon {
         let changed = members.iter().map(|member| {
             let (service, address) = member;
             info!(virtual_server = %service, real_server = %address, "real server {what}");
-            Changed {
-                virtual_server: service.to_string(),
-                real_server: *address,
-                connections: connections(member),
-            }
+            Changed { virtual_server: service.to_string(), real_server: *address, connections: connections(member) }
         });
         Response::Changed(changed.collect())
     }
