@@ -194,7 +194,11 @@ fn open(packet: &Packet, hit: Hit, key: u64, flags: u8, locked: bool) -> Result<
     }
     if is_stateless {
         newcomer.state = State::FREE;
-        let refusal = Stop::by(service.unknown_connection, DropReason::NoConnection);
+        let refusal = match locked {
+            // What is sent again finds the slot written.
+            true => Stop::Drop(DropReason::TableFull),
+            false => Stop::by(service.unknown_connection, DropReason::NoConnection),
+        };
         let (index, real) = stateless(hit, key).ok_or(refusal)?;
         return Ok(Choice { index, real, newcomer });
     }

@@ -10,7 +10,7 @@ use super::loads::{LoadRepair, Looks};
 use super::sweep::{Census, Sweep, Swept, Time};
 use super::words::Tables;
 
-/// From one slice to the next. With [`SLICES`] a round takes 4 s, so a connection ends at most so late: half a percent of 15
+/// From one slice to the next. With 32 slices a round takes 4 s, so a connection ends at most so late: half a percent of 15
 /// minutes. Ten million connections are 520,000 slots a slice, 2 ms, 1.6 % of a CPU; and no slice takes memory and caches
 /// from a CPU that forwards for longer than that.
 pub const PAUSE: Duration = Duration::from_millis(125);
