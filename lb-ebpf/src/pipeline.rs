@@ -69,11 +69,13 @@ struct Newcomer {
     counts: bool,
     /// Whether the client gets a persistence template.
     template: bool,
+    /// Whether any other real server would do as well.
+    may_move: bool,
 }
 
 impl Newcomer {
     /// The connection has a slot.
-    const NONE: Self = Self { state: State::FREE, counts: false, template: false };
+    const NONE: Self = Self { state: State::FREE, counts: false, template: false, may_move: false };
 }
 
 /// A packet of a client to a virtual server.
@@ -86,8 +88,18 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
         Known::Is(choice) => choice,
         Known::Not { locked } => open(packet, hit, key, flags, locked)?,
     };
-    let mut way = forward::to_real_server(ctx, packet, choice.index, choice.real)?;
     let mut choice = choice;
+    let mut way = match forward::to_real_server(ctx, packet, choice.index, choice.real) {
+        Ok(way) => way,
+        Err(reason) if !choice.newcomer.may_move => return Err(reason.into()),
+        // What cannot be sent enters nothing, so the least loaded would remain so, and take all that comes.
+        Err(reason) => {
+            let index = schedule::next_server(hit.index);
+            let real = real_server(index, hit).ok_or(reason)?;
+            (choice.index, choice.real) = (index, real);
+            forward::to_real_server(ctx, packet, index, real)?
+        }
+    };
     if choice.newcomer.template {
         template::enter(hit.index, packet.source.halves(), choice.index, choice.real.generation);
     }
@@ -173,7 +185,7 @@ fn is_fresh(meta: Meta) -> bool {
 #[inline(always)]
 fn open(packet: &Packet, hit: Hit, key: u64, flags: u8, locked: bool) -> Result<Choice, Stop> {
     let service = service::by_index(hit.index).ok_or(DropReason::NoRealServer)?;
-    let mut newcomer = Newcomer { state: State::FREE, counts: true, template: false };
+    let mut newcomer = Newcomer { counts: true, ..Newcomer::NONE };
     let mut is_stateless = locked;
     match packet.protocol {
         Protocol::Udp if hit.flags & service_flag::ONE_PACKET != 0 => {}
@@ -247,6 +259,7 @@ fn scheduled(packet: &Packet, hit: Hit, service: &VirtualServerEntry, newcomer: 
         return unsafe { word::read(&raw const service.sorry_server) };
     }
     newcomer.template = is_persistent;
+    newcomer.may_move = !service.scheduler.is_hash();
     chosen
 }
 

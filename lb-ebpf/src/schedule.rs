@@ -32,6 +32,16 @@ pub extern "C" fn choose_server(service: u32, client_a: u64, client_b: u64, port
 /// No choice: the next in turn takes it.
 const UNDECIDED: u32 = NONE - 1;
 
+/// The next real server of virtual server `service` in turn, whatever its scheduler; [`NONE`] where none takes a connection.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn next_server(service: u32) -> u32 {
+    match service::by_index(service) {
+        Some(service) => in_turn(service),
+        None => NONE,
+    }
+}
+
 /// How many elements of the ring are tried.
 const TURNS: u32 = 64;
 /// How many alternatives a hash has.

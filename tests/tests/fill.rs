@@ -47,8 +47,7 @@ fn at_sixty_percent_fewer_than_one_newcomer_in_ten_thousand_finds_no_free_slot()
     const CONNECTIONS: usize = 600_000;
     const TURNOVERS: usize = 6;
     let length = buckets_for(u32::try_from(CONNECTIONS).expect("fits"));
-    let mut table =
-        Occupation { buckets: vec![0; length as usize], secret: Secret { words: [0x5eed, 0xfeed] } };
+    let mut table = Occupation { buckets: vec![0; length as usize], secret: Secret { words: [0x5eed, 0xfeed] } };
     let mut random = Random(1);
     let mut live: Vec<usize> = (0..CONNECTIONS).filter_map(|_| table.enter(random.next())).collect();
     let refused_at_first = CONNECTIONS - live.len();
