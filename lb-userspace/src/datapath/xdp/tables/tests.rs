@@ -458,22 +458,23 @@ fn as_many_real_servers_as_there_may_be_are_installed() {
 }
 
 #[test]
-fn a_virtual_server_has_as_many_real_servers_as_are_compared() {
+fn many_real_servers_of_one_virtual_server_are_compared_or_have_their_turn() {
     let settings = |n: u16| Settings {
         weight: Weight::new(1 + n % 7),
         forwarding: ForwardingMethod::Dr,
         thresholds: Thresholds::default(),
     };
-    for (scheduler, window) in [(Scheduler::Wlc, 8), (Scheduler::Fo, 0)] {
+    // By a window that turns, or all of them.
+    for (scheduler, count, window) in [(Scheduler::Wlc, 1024, 8), (Scheduler::Wlc, 256, 0), (Scheduler::Fo, 256, 0)] {
         let address = |n: u16| SocketAddr::new(IpAddr::from((0x0a02_0000 + u32::from(n)).to_be_bytes()), 80);
-        let real_servers = (0..1024).map(|n| (address(n), settings(n))).collect();
+        let real_servers = (0..count).map(|n| (address(n), settings(n))).collect();
         let all = Servers { policy: policy(scheduler), real_servers, sorry_server: None };
         let desired = ServiceTable::from([(service(0), all)]);
         let Some((datapath, took)) = installed_for(&desired) else { return };
-        eprintln!("1024 real servers by {}: {took:?}", scheduler.name());
+        eprintln!("{count} real servers by {}: {took:?}", scheduler.name());
         assert!(took < Duration::from_secs(30), "{took:?}");
         let entry = datapath.views.services.get(0).unwrap();
-        assert_eq!((entry.window, entry.chunks.length), (window, 128));
+        assert_eq!((entry.window, entry.chunks.length), (window, u32::from(count) / 8));
         check(&datapath, &desired);
     }
 }

@@ -137,7 +137,7 @@ impl Cpu<'_> {
     fn packet(&mut self) {
         self.random = hash::mix(self.random.wrapping_add(0x9e37_79b9_7f4a_7c15));
         let slots: &[[AtomicU64; 2]] = self.tables.connections.as_chunks().0;
-        let [key, word] = &slots[(self.random % slots.len() as u64) as usize];
+        let [key, word] = &slots[usize::try_from(self.random % slots.len() as u64).unwrap()];
         let (old, way) = (Meta(word.load(SeqCst)), key.load(SeqCst));
         if word.load(SeqCst) != old.0 {
             return;
@@ -170,15 +170,15 @@ impl Cpu<'_> {
         if word.compare_exchange(old.0, Meta::LOCKED.0, SeqCst, SeqCst).is_ok() {
             key.store(way, SeqCst);
             // A time of its own, and none that is over: no connection's word comes again while a packet holds it.
-            let seen = 256 + (self.random >> 16) % 65_000;
-            word.store(Meta::new(3, State::ESTABLISHED, 1, seen as u16, hop).0, SeqCst);
+            let seen = u16::try_from(256 + (self.random >> 16) % 65_000).unwrap();
+            word.store(Meta::new(3, State::ESTABLISHED, 1, seen, hop).0, SeqCst);
         }
     }
 
     fn learn(&self, way: u64) -> u16 {
         for probe in 0..8 {
-            let number = 1 + (hash::mix(way) + probe) % ENTRIES;
-            let [word, a, b, c] = &self.tables.client_hops.as_chunks().0[number as usize];
+            let number = u16::try_from(1 + hash::mix(way).wrapping_add(probe) % ENTRIES).unwrap();
+            let [word, a, b, c] = &self.tables.client_hops.as_chunks().0[usize::from(number)];
             let fields = [a, b, c];
             let old = word.load(SeqCst);
             let claimed = in_state(0, hop_state::WRITING);
@@ -187,10 +187,10 @@ impl Cpu<'_> {
                     field.store(way, SeqCst);
                 }
                 word.store(in_state(0, hop_state::READABLE), SeqCst);
-                return number as u16;
+                return number;
             }
             if state(old) == hop_state::READABLE && fields.map(|field| field.load(SeqCst)) == [way; 3] {
-                return number as u16;
+                return number;
             }
         }
         0
