@@ -3,8 +3,16 @@
 #![expect(clippy::indexing_slicing, reason = "a test may panic, and serde_json's indexing does not")]
 
 mod director;
+mod drain;
 mod lifecycle;
+mod limits;
 mod nexthops;
+mod operated;
+mod persistence;
+mod ports;
 mod refusals;
+mod reload;
+mod schedulers;
 mod serving;
 mod tools;
+mod unserved;
