@@ -1,98 +1,124 @@
 //! Drain, undrain and removal of real servers: what goes on, what moves, what ends.
 
 use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use evenkeel_tests::lab::{Arms, Crowd, Forwarding, Lab, Rounds, address};
 use nix::sys::signal::Signal;
 
-use crate::director::{lab, lab_of, wait_until};
+use crate::director::{decapsulators, lab, lab_of, wait_until};
 use crate::operated::{ECHO, ECHO4, Operated, Server, UdpFlow, each, echoes, newcomers, while_talking};
-
-/// Long-lived connections, to be shared by four real servers.
-const CROWD: usize = 2000;
 
 #[test]
 fn with_nat_two_thousand_connections_outlast_drain_undrain_and_removal() -> Result<()> {
-    outlasts(Forwarding::Nat)
+    outlasts(Forwarding::Nat, address::VIP4.into(), 2000)
 }
 
 #[test]
 fn with_direct_routing_two_thousand_connections_outlast_drain_undrain_and_removal() -> Result<()> {
-    outlasts(Forwarding::Direct)
+    outlasts(Forwarding::Direct, address::VIP4.into(), 2000)
 }
 
-fn outlasts(forwarding: Forwarding) -> Result<()> {
+#[test]
+fn with_ipv6_and_tunnels_connections_outlast_drain_undrain_and_removal() -> Result<()> {
+    outlasts(Forwarding::Tunnel, address::VIP6.into(), 400)
+}
+
+/// Long-lived connections to the VIP's echo, shared by four real servers; the fourth comes and goes.
+fn outlasts(forwarding: Forwarding, vip: IpAddr, connections: usize) -> Result<()> {
     let Some(lab) = lab_of(4, forwarding, Arms::One)? else { return Ok(()) };
     let _echoes = echoes(&lab, ECHO)?;
-    let (tcp, udp) = (Server::tcp(ECHO4), Server::udp((address::VIP4, address::UDP_PORT)));
+    let _decapsulators = decapsulators(&lab)?;
+    let case = Case { lab: &lab, vip, quarter: connections / 4 };
+    let (tcp, udp) = (case.tcp(), Server::udp((vip, address::UDP_PORT)));
     let (all, without) = ([1, 2, 3, 4], [1, 2, 3]);
     let with_all = [tcp.clone().reals(all), udp.clone().reals(all)];
     let without_fourth = [tcp.clone().reals(without), udp.clone().reals(without)];
     let mut operated = Operated::start(&lab, &with_all)?;
-    let mut crowd = Crowd::connect(lab.client(), ECHO4, CROWD)?;
-    let quarters = each(&[(1, 500), (2, 500), (3, 500), (4, 500)]);
+    let mut crowd = Crowd::connect(lab.client(), case.target(), connections)?;
+    let quarters = each(&all.map(|number| (number, case.quarter)));
     assert_eq!(crowd.servers(), quarters);
     while_talking(&mut crowd, |rounds| {
-        drained_and_given_back(&lab, &operated, &tcp, rounds)?;
-        let flow = flow_of(&lab, "real4")?;
+        case.drained_and_given_back(&operated, rounds)?;
+        let flow = case.flow_of("real4")?;
         // By command.
         operated.reload(&without_fourth)?;
-        assert_eq!(newcomers(&lab, ECHO4, 30)?, each(&[(1, 10), (2, 10), (3, 10)]));
+        assert_eq!(newcomers(&lab, case.target(), 30)?, each(&[(1, 10), (2, 10), (3, 10)]));
         assert_ne!(flow.ask()?, "real4");
         rounds.pass()?;
         let kept = operated.real(&tcp, 4)?;
-        assert_eq!((&kept["role"], &kept["active"]), (&"removed".into(), &500.into()), "{kept:#}");
+        assert_eq!((&kept["role"], &kept["active"]), (&"removed".into(), &case.quarter.into()), "{kept:#}");
         // By signal, and back.
         operated.write(&with_all)?;
         operated.daemon.process.signal(Signal::SIGHUP)?;
         wait_until("the fourth real server", || Ok(operated.real(&tcp, 4)?["role"] == "serving"))?;
-        assert_eq!(newcomers(&lab, ECHO4, 40)?, each(&[(1, 10), (2, 10), (3, 10), (4, 10)]));
+        assert_eq!(newcomers(&lab, case.target(), 40)?, each(&all.map(|number| (number, 10))));
         rounds.pass()
     })?;
     assert_eq!(crowd.ended(), [].into());
     assert_eq!(crowd.servers(), quarters);
     let active: Vec<u64> = operated.connections(&tcp, 4)?.into_iter().map(|(active, _)| active).collect();
-    assert_eq!(active, [500; 4]);
+    assert_eq!(active, [case.quarter as u64; 4]);
 
     // With the other policy the connections of the removed one end, and no others.
     let expire = |server: &Server| server.clone().key("removed_real_server = \"expire\"");
     operated.reload(&without_fourth.each_ref().map(expire))?;
     crowd.talk()?;
-    assert_eq!(crowd.ended(), [(("real4".to_owned(), ErrorKind::ConnectionReset), 500)].into());
+    assert_eq!(crowd.ended(), [(("real4".to_owned(), ErrorKind::ConnectionReset), case.quarter)].into());
     crowd.talk()?;
-    assert_eq!(crowd.servers(), each(&[(1, 500), (2, 500), (3, 500)]));
+    assert_eq!(crowd.servers(), each(&without.map(|number| (number, case.quarter))));
     operated.stop()
 }
 
-/// While the fourth is drained it gets no new connection; then its share again.
-fn drained_and_given_back(lab: &Lab, operated: &Operated<'_>, tcp: &Server, rounds: &Rounds) -> Result<()> {
-    let flow = flow_of(lab, "real4")?;
-    let said = operated.does(&["drain", "10.77.1.14"])?;
-    ensure!(said.contains("10.77.1.14:7 of tcp 10.77.0.100:7: drained, 500 connections"), "{said}");
-    ensure!(said.contains("10.77.1.14:5353 of udp 10.77.0.100:5353: drained"), "{said}");
-    assert_eq!(newcomers(lab, ECHO4, 30)?, each(&[(1, 10), (2, 10), (3, 10)]));
-    let drained = operated.real(tcp, 4)?;
-    assert_eq!((&drained["drained"], &drained["weight"]), (&true.into(), &0.into()), "{drained:#}");
-    assert_eq!((&drained["active"], &drained["inactive"]), (&500.into(), &0.into()), "{drained:#}");
-    assert_eq!(flow.ask()?, "real4");
-    rounds.pass()?;
-    let said = operated.does(&["undrain", "10.77.1.14"])?;
-    ensure!(said.contains("10.77.1.14:7 of tcp 10.77.0.100:7: given back"), "{said}");
-    assert_eq!(newcomers(lab, ECHO4, 40)?, each(&[(1, 10), (2, 10), (3, 10), (4, 10)]));
-    rounds.pass()
+struct Case<'a> {
+    lab: &'a Lab,
+    vip: IpAddr,
+    /// How many of the connections each real server has.
+    quarter: usize,
 }
 
-/// A UDP flow that this server has.
-fn flow_of(lab: &Lab, server: &str) -> Result<UdpFlow> {
-    for _ in 0..8 {
-        let flow = UdpFlow::open(lab, (address::VIP4, address::UDP_PORT).into())?;
-        if flow.ask()? == server {
-            return Ok(flow);
-        }
+impl Case<'_> {
+    fn target(&self) -> SocketAddr {
+        SocketAddr::new(self.vip, ECHO)
     }
-    anyhow::bail!("{server} gets none of eight flows")
+
+    fn tcp(&self) -> Server {
+        Server::tcp(self.target())
+    }
+
+    /// While the fourth is drained it gets no new connection; then its share again.
+    fn drained_and_given_back(&self, operated: &Operated<'_>, rounds: &Rounds) -> Result<()> {
+        let (lab, target, fourth) = (self.lab, self.target(), self.lab.real(4));
+        let ip = if self.vip.is_ipv4() { IpAddr::from(fourth.address4()) } else { fourth.address6().into() };
+        let named = format!("{} of tcp {target}", SocketAddr::new(ip, ECHO));
+        let flow = self.flow_of("real4")?;
+        let said = operated.does(&["drain", &ip.to_string()])?;
+        ensure!(said.contains(&format!("{named}: drained, {} connections", self.quarter)), "{said}");
+        assert_eq!(said.lines().count(), 2, "TCP and UDP: {said}");
+        assert_eq!(newcomers(lab, target, 30)?, each(&[(1, 10), (2, 10), (3, 10)]));
+        let drained = operated.real(&self.tcp(), 4)?;
+        assert_eq!((&drained["drained"], &drained["weight"]), (&true.into(), &0.into()), "{drained:#}");
+        assert_eq!((&drained["active"], &drained["inactive"]), (&self.quarter.into(), &0.into()), "{drained:#}");
+        assert_eq!(flow.ask()?, "real4");
+        rounds.pass()?;
+        let said = operated.does(&["undrain", &ip.to_string()])?;
+        ensure!(said.contains(&format!("{named}: given back")), "{said}");
+        assert_eq!(newcomers(lab, target, 40)?, each(&[(1, 10), (2, 10), (3, 10), (4, 10)]));
+        rounds.pass()
+    }
+
+    /// A UDP flow that this server has.
+    fn flow_of(&self, server: &str) -> Result<UdpFlow> {
+        for _ in 0..8 {
+            let flow = UdpFlow::open(self.lab, (self.vip, address::UDP_PORT).into())?;
+            if flow.ask()? == server {
+                return Ok(flow);
+            }
+        }
+        anyhow::bail!("{server} gets none of eight flows")
+    }
 }
 
 #[test]
