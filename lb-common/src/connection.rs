@@ -313,15 +313,8 @@ const _: () = assert!(size_of::<TableCounters>() == 56);
 
 impl core::ops::AddAssign for TableCounters {
     fn add_assign(&mut self, other: Self) {
-        let Self {
-            inserted,
-            reclaimed,
-            evicted_half_open,
-            evicted_closing,
-            evicted_established,
-            refused,
-            lost_races,
-        } = other;
+        let Self { inserted, reclaimed, evicted_half_open, evicted_closing, evicted_established, refused, lost_races } =
+            other;
         self.inserted += inserted;
         self.reclaimed += reclaimed;
         self.evicted_half_open += evicted_half_open;
@@ -369,14 +362,8 @@ mod tests {
         assert_eq!((meta.real_server(), meta.state(), meta.generation()), (0x1234, 0x40, 0x56));
         assert_eq!((meta.last_seen(), meta.client_hop()), (0x789a, 0xbcde));
         assert_eq!(meta.moved(State::ESTABLISHED, 7), Meta::new(0x1234, 0x50, 0x56, 7, 0xbcde));
-        let slot = Slot {
-            key: 1,
-            real_server: 0x1234,
-            state: 0x40,
-            generation: 0x56,
-            last_seen: 0x789a,
-            client_hop: 0xbcde,
-        };
+        let slot =
+            Slot { key: 1, real_server: 0x1234, state: 0x40, generation: 0x56, last_seen: 0x789a, client_hop: 0xbcde };
         assert_eq!(Meta::from(slot), meta);
         assert_eq!(Meta::LOCKED.state(), State::LOCKED);
     }

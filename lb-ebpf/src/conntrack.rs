@@ -9,6 +9,14 @@ use lb_common::net::{Address, Port};
 
 use crate::{clock, load, maps, word};
 
+/// A connection or template that wants a slot.
+struct Newcomer {
+    key: u64,
+    meta: Meta,
+    client: [u64; 2],
+    ports: u64,
+}
+
 /// Answers of [`enter_connection`].
 pub mod entry {
     /// The connection has a slot.
@@ -173,6 +181,7 @@ pub fn timeout(state: u8) -> u16 {
 pub extern "C" fn enter_connection(key: u64, meta: u64, client_a: u64, client_b: u64, ports: u64) -> u32 {
     let (one, two) = candidates(key);
     let meta = Meta(meta);
+    let newcomer = Newcomer { key, meta, client: [client_a, client_b], ports };
     let both = u64::from(one) | u64::from(two) << 32;
     for _ in 0..2 {
         let mut number = free_slot(one, two);
@@ -186,7 +195,7 @@ pub extern "C" fn enter_connection(key: u64, meta: u64, client_a: u64, client_b:
             tally(|counters| counters.refused += 1);
             return entry::REFUSED;
         }
-        if claim(number, highest, key, meta, [client_a, client_b], ports) {
+        if claim(number, highest, &newcomer) {
             tally(|counters| counters.inserted += 1);
             return entry::ENTERED;
         }
@@ -224,12 +233,15 @@ fn free_slot(one: u32, two: u32) -> u32 {
     let (Some(first), Some(second)) = (maps::CONNECTIONS.get_ptr_mut(one), maps::CONNECTIONS.get_ptr_mut(two)) else {
         return NO_SLOT;
     };
-    let (first, second) = (room(first), room(second));
-    let (first_occupied, second_occupied) = (first >> 8, second >> 8);
+    let first = room(first);
+    let first_occupied = first >> 8;
+    if first_occupied < PRIMARY_FILL {
+        return one * SLOTS as u32 + (first & 7) as u32;
+    }
+    let second = room(second);
+    let second_occupied = second >> 8;
     let has_room = |occupied: u64| occupied < SLOTS as u64;
-    if has_room(first_occupied)
-        && (first_occupied < PRIMARY_FILL || first_occupied <= second_occupied || !has_room(second_occupied))
-    {
+    if has_room(first_occupied) && (first_occupied <= second_occupied || !has_room(second_occupied)) {
         return one * SLOTS as u32 + (first & 7) as u32;
     }
     if has_room(second_occupied) {
@@ -316,9 +328,11 @@ fn rank(meta: u64, now: u64) -> u64 {
     class << RANK_CLASS | (0xffff - age) << 4
 }
 
-/// Takes slot `number`, free or of a class up to `highest`, for a newcomer; false where another CPU was quicker.
+/// Takes slot `number` for a newcomer, a free one if `highest` is 0, else one of a class up to that; false where another CPU
+/// was quicker.
 #[inline(always)]
-fn claim(number: u32, highest: u8, key: u64, meta: Meta, client: [u64; 2], ports: u64) -> bool {
+fn claim(number: u32, highest: u8, newcomer: &Newcomer) -> bool {
+    let Newcomer { key, meta, client, ports } = *newcomer;
     let bucket = number / SLOTS as u32;
     let lane = word::lane(number.into());
     let Some(slots) = maps::CONNECTIONS.get_ptr_mut(bucket) else { return false };
@@ -329,9 +343,12 @@ fn claim(number: u32, highest: u8, key: u64, meta: Meta, client: [u64; 2], ports
     };
     // SAFETY: as above.
     let old = Meta(unsafe { word::read(second) });
-    let class = rank(old.0, clock::tick().into()) >> RANK_CLASS;
-    if old.state() != State::FREE && class > u64::from(highest) {
-        return false;
+    let mut class = 0;
+    if old.state() != State::FREE {
+        class = rank(old.0, clock::tick().into()) >> RANK_CLASS;
+        if class > u64::from(highest) {
+            return false;
+        }
     }
     // SAFETY: as above.
     if !unsafe { word::swap(second, old.0, Meta::LOCKED.0) } {

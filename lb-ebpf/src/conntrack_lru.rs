@@ -95,7 +95,7 @@ impl Place {
 /// The entry of `key`: of a persistence template if `template`, else of a connection.
 #[inline(always)]
 pub fn find(key: u64, template: bool) -> Lookup {
-    let Some(entry) = maps::CONNECTIONS.get_ptr_mut(&[key, template.into()]) else { return Lookup::Missing };
+    let Some(entry) = maps::CONNECTIONS.get_ptr_mut([key, template.into()]) else { return Lookup::Missing };
     // SAFETY: as in `Place::touch`.
     let meta = Meta(unsafe { word::read(entry) });
     if meta.state() == State::FREE { Lookup::Missing } else { Lookup::Found(Place(entry), meta) }
@@ -126,7 +126,7 @@ pub fn enter_connection(key: u64, meta: u64, _: u64, _: u64, _: u64) -> u32 {
 extern "C" fn insert(key: u64, meta: u64) -> u32 {
     let meta = Meta(meta);
     let is_template = State::is_template(meta.state());
-    match maps::CONNECTIONS.insert(&[key, is_template.into()], &meta.0, u64::from(BPF_ANY)) {
+    match maps::CONNECTIONS.insert([key, is_template.into()], meta.0, u64::from(BPF_ANY)) {
         Ok(()) => {
             load::count_connection(meta.real_server().into(), State::FREE.into(), meta.state().into());
             if let Some(counters) = maps::TABLE_COUNTERS.get_ptr_mut(0) {

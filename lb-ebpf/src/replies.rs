@@ -32,7 +32,8 @@ pub fn find(packet: &Packet, first: Hit) -> Option<Answered> {
     let real = maps::REAL_SERVERS.get(first.index)?;
     let service = service::by_index(real.virtual_server)?;
     let (client, client_port) = (packet.destination.halves(), packet.destination_port);
-    if let Lookup::Found(place, meta) = conntrack::find(key(service, first.flags, client, client_port, packet.source_port), false)
+    if let Lookup::Found(place, meta) =
+        conntrack::find(key(service, first.flags, client, client_port, packet.source_port), false)
         && is_live(meta, first.index, real)
         && (real.next_same == NONE || !State::is_closing(meta.state()))
     {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "a test may panic, and serde_json's indexing does not")]
 
+mod connections;
 mod director;
 mod drain;
 mod lifecycle;
