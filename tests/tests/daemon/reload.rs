@@ -40,9 +40,15 @@ fn what_a_running_daemon_cannot_take_is_refused_and_everything_goes_on() -> Resu
         // More than the maps were made for: 24 places, and a Maglev table.
         let many = (100..124).fold(tcp.clone(), |server, last| server.real_at([10, 77, 1, last].into(), ""));
         operated.write(&[many])?;
-        operated.refuses(&["reload"], &["the old configuration was put back", "restart"])?;
+        operated.refuses(
+            &["reload"],
+            &["the size of the tables, which so many real servers and such schedulers exceed", "restart it"],
+        )?;
         operated.write(&[one[0].clone().key("scheduler = \"mh\"")])?;
-        operated.refuses(&["reload"], &["the old configuration was put back", "restart"])?;
+        operated.refuses(
+            &["reload"],
+            &["the size of the tables, which so many real servers and such schedulers exceed", "restart it"],
+        )?;
 
         std::fs::remove_file(lab.directory().join("operated.toml"))?;
         operated.refuses(&["reload"], &["operated.toml", "No such file"])?;

@@ -25,8 +25,7 @@ impl Capacity {
     /// For `table`: half as many places again, and room for each ring thrice: another is written while packets use one, and
     /// rings of different lengths leave gaps.
     pub fn of(table: &ServiceTable) -> Self {
-        let places: u32 = table.values().map(places).sum();
-        let chunks: u32 = table.values().map(ring_chunks).sum();
+        let (places, chunks) = sizes(table);
         let forwarding = |servers: &Servers| {
             let sorry = servers.sorry_server.map(|(_, forwarding)| forwarding);
             let mut all = servers.real_servers.values().map(|settings| settings.forwarding).chain(sorry);
@@ -39,6 +38,17 @@ impl Capacity {
             wide_tuples: table.keys().any(|service| service.address.is_ipv6() || service.address.port() == 0),
         }
     }
+
+    /// Whether maps of this size hold `table`, all of whose rings may be written beside those in use.
+    pub fn has_room_for(&self, table: &ServiceTable) -> bool {
+        let (places, chunks) = sizes(table);
+        places <= self.real_servers_max && 2 * chunks <= self.ring_chunks
+    }
+}
+
+/// Places for real servers, and chunks of rings.
+fn sizes(table: &ServiceTable) -> (u32, u32) {
+    (table.values().map(places).sum(), table.values().map(ring_chunks).sum())
 }
 
 /// With twice the length of all rings, exchanging one of `mh` and one of `wrr` in turn soon found no gap for the long one.
@@ -102,6 +112,19 @@ mod tests {
         // each; 48 and 8 elements for the lists of chunks are 2 and 1: 3 * (2048 + 2 + 128 + 1).
         let expected = Capacity { real_servers_max: 128, ring_chunks: 6537, nat: true, wide_tuples: true };
         assert_eq!(Capacity::of(&table), expected);
+    }
+
+    #[test]
+    fn what_was_made_for_one_virtual_server_has_room_for_another() {
+        let table = |addresses: &[&str]| -> ServiceTable {
+            addresses.iter().map(|address| (service(address), servers(Scheduler::Rr, 2))).collect()
+        };
+        let capacity = Capacity::of(&table(&["10.0.0.1:80"]));
+        // Sixteen places, of which each takes eight.
+        assert!(capacity.has_room_for(&table(&["10.0.0.1:80", "10.0.0.2:80"])));
+        assert!(!capacity.has_room_for(&table(&["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"])));
+        // Twice 2049 chunks, and there are 64.
+        assert!(!capacity.has_room_for(&BTreeMap::from([(service("10.0.0.1:80"), servers(Scheduler::Mh, 2))])));
     }
 
     #[test]
