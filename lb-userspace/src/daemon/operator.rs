@@ -186,14 +186,15 @@ impl Daemon {
     /// Names every key whose value was given to the program or the host at the start, and is another one now.
     fn refuse_what_is_fixed(&self, config: &Config, desired: &Desired, now: Instant) -> Result<(), ReloadError> {
         let mut fixed = self.config.fixed_differences(config);
-        let needed = Capacity::of(&desired.table(now));
+        let table = desired.table(now);
+        let needed = Capacity::of(&table);
         if needed.nat && !self.capacity.nat {
             fixed.push("whether there are nat real servers");
         }
         if needed.wide_tuples && !self.capacity.wide_tuples {
             fixed.push("whether there are virtual servers with an IPv6 address or all ports");
         }
-        if needed.real_servers_max > self.capacity.real_servers_max || needed.ring_chunks > self.capacity.ring_chunks {
+        if !self.capacity.has_room_for(&table) {
             fixed.push("the size of the tables, which so many real servers and such schedulers exceed,");
         }
         if fixed.is_empty() { Ok(()) } else { Err(ReloadError::Restart(fixed)) }

@@ -109,6 +109,11 @@ impl Daemon {
     /// Starts a daemon in the lab's director and waits until it serves.
     pub fn start(lab: &Lab, setup: Setup) -> Result<Self> {
         let file = setup.write(lab)?;
+        Self::start_file(lab, setup, &file)
+    }
+
+    /// The same with a configuration of one's own, whose instance, pins and runtime directory are those of `setup`.
+    pub fn start_file(lab: &Lab, setup: Setup, file: &Path) -> Result<Self> {
         let mut program = Command::new(evenkeel());
         program.arg("run").arg("--config").arg(file);
         let process = lab.start(lab.director(), &setup.instance, program)?;

@@ -4,8 +4,16 @@
 
 mod connections;
 mod director;
+mod drain;
 mod lifecycle;
+mod limits;
 mod nexthops;
+mod operated;
+mod persistence;
+mod ports;
 mod refusals;
+mod reload;
+mod schedulers;
 mod serving;
 mod tools;
+mod unserved;
