@@ -74,8 +74,11 @@ pub fn index_key(address: &Address, port: Port, protocol: Protocol) -> u64 {
     if address.is_ipv4() {
         u64::from(address.words()[3]) | rest | 1 << 56
     } else {
+        // Whoever finds an entry compares the address too, so this need not be more than quick.
         let [a, b] = address.halves();
-        mix(a ^ mix(b ^ mix(rest))) | 1 << 63
+        let first = (a ^ rest).wrapping_mul(MULTIPLIER);
+        let both = (first ^ (first >> 32) ^ b).wrapping_mul(MULTIPLIER);
+        (both ^ (both >> 32)) | 1 << 63
     }
 }
 

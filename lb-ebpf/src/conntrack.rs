@@ -9,6 +9,14 @@ use lb_common::net::{Address, Port};
 
 use crate::{clock, load, maps, word};
 
+/// A connection or template that wants a slot.
+struct Newcomer {
+    key: u64,
+    meta: Meta,
+    client: [u64; 2],
+    ports: u64,
+}
+
 /// Answers of [`enter_connection`].
 pub mod entry {
     /// The connection has a slot.
@@ -53,18 +61,22 @@ impl Place {
         true
     }
 
-    /// Notes the way back to the client.
-    #[inline(always)]
-    pub fn set_client_hop(self, hop: u16) {
-        // SAFETY: as in `touch`; octets 6 and 7 are the hop.
-        unsafe { word::write(self.0.cast::<u16>().add(3), hop) };
-    }
-
     /// Moves the connection to `state`; where another CPU was quicker, its word stands.
     #[inline(always)]
     pub fn advance(self, meta: Meta, state: u8) {
         // SAFETY: the slot's second word, in a live map element.
         let moved = unsafe { word::swap(self.0, meta.0, meta.moved(state, clock::tick()).0) };
+        if moved {
+            load::count_connection(meta.real_server().into(), meta.state().into(), state.into());
+        }
+    }
+
+    /// As [`Place::advance`], and notes the way back to the client: in one change with the rest, so that it is never noted for
+    /// another connection, which the slot was given to meanwhile.
+    #[inline(always)]
+    pub fn reroute(self, meta: Meta, state: u8, client_hop: u16) {
+        // SAFETY: as in `advance`.
+        let moved = unsafe { word::swap(self.0, meta.0, meta.moved(state, clock::tick()).led_back_by(client_hop).0) };
         if moved {
             load::count_connection(meta.real_server().into(), meta.state().into(), state.into());
         }
@@ -173,6 +185,7 @@ pub fn timeout(state: u8) -> u16 {
 pub extern "C" fn enter_connection(key: u64, meta: u64, client_a: u64, client_b: u64, ports: u64) -> u32 {
     let (one, two) = candidates(key);
     let meta = Meta(meta);
+    let newcomer = Newcomer { key, meta, client: [client_a, client_b], ports };
     let both = u64::from(one) | u64::from(two) << 32;
     for _ in 0..2 {
         let mut number = free_slot(one, two);
@@ -186,7 +199,7 @@ pub extern "C" fn enter_connection(key: u64, meta: u64, client_a: u64, client_b:
             tally(|counters| counters.refused += 1);
             return entry::REFUSED;
         }
-        if claim(number, highest, key, meta, [client_a, client_b], ports) {
+        if claim(number, highest, &newcomer) {
             tally(|counters| counters.inserted += 1);
             return entry::ENTERED;
         }
@@ -322,7 +335,8 @@ fn rank(meta: u64, now: u64) -> u64 {
 /// Takes slot `number` for a newcomer, a free one if `highest` is 0, else one of a class up to that; false where another CPU
 /// was quicker.
 #[inline(always)]
-fn claim(number: u32, highest: u8, key: u64, meta: Meta, client: [u64; 2], ports: u64) -> bool {
+fn claim(number: u32, highest: u8, newcomer: &Newcomer) -> bool {
+    let Newcomer { key, meta, client, ports } = *newcomer;
     let bucket = number / SLOTS as u32;
     let lane = word::lane(number.into());
     let Some(slots) = maps::CONNECTIONS.get_ptr_mut(bucket) else { return false };

@@ -52,18 +52,22 @@ impl Place {
         true
     }
 
-    /// Notes the way back to the client.
-    #[inline(always)]
-    pub fn set_client_hop(self, hop: u16) {
-        // SAFETY: as in `touch`; octets 6 and 7 are the hop.
-        unsafe { word::write(self.0.cast::<u16>().add(3), hop) };
-    }
-
     /// Moves the connection to `state`.
     #[inline(always)]
     pub fn advance(self, meta: Meta, state: u8) {
         // SAFETY: as in `touch`.
         if unsafe { word::swap(self.0, meta.0, meta.moved(state, clock::tick()).0) } {
+            load::count_connection(meta.real_server().into(), meta.state().into(), state.into());
+        }
+    }
+
+    /// As [`Place::advance`], and notes the way back to the client: in one change with the rest, so that it is never noted for
+    /// another connection, which the slot was given to meanwhile.
+    #[inline(always)]
+    pub fn reroute(self, meta: Meta, state: u8, client_hop: u16) {
+        // SAFETY: as in `touch`.
+        let moved = unsafe { word::swap(self.0, meta.0, meta.moved(state, clock::tick()).led_back_by(client_hop).0) };
+        if moved {
             load::count_connection(meta.real_server().into(), meta.state().into(), state.into());
         }
     }
@@ -95,7 +99,7 @@ impl Place {
 /// The entry of `key`: of a persistence template if `template`, else of a connection.
 #[inline(always)]
 pub fn find(key: u64, template: bool) -> Lookup {
-    let Some(entry) = maps::CONNECTIONS.get_ptr_mut(&[key, template.into()]) else { return Lookup::Missing };
+    let Some(entry) = maps::CONNECTIONS.get_ptr_mut([key, template.into()]) else { return Lookup::Missing };
     // SAFETY: as in `Place::touch`.
     let meta = Meta(unsafe { word::read(entry) });
     if meta.state() == State::FREE { Lookup::Missing } else { Lookup::Found(Place(entry), meta) }
@@ -126,7 +130,7 @@ pub fn enter_connection(key: u64, meta: u64, _: u64, _: u64, _: u64) -> u32 {
 extern "C" fn insert(key: u64, meta: u64) -> u32 {
     let meta = Meta(meta);
     let is_template = State::is_template(meta.state());
-    match maps::CONNECTIONS.insert(&[key, is_template.into()], &meta.0, u64::from(BPF_ANY)) {
+    match maps::CONNECTIONS.insert([key, is_template.into()], meta.0, u64::from(BPF_ANY)) {
         Ok(()) => {
             load::count_connection(meta.real_server().into(), State::FREE.into(), meta.state().into());
             if let Some(counters) = maps::TABLE_COUNTERS.get_ptr_mut(0) {

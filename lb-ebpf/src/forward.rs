@@ -37,7 +37,12 @@ pub enum Way {
 
 /// The way to `real` for a packet that is forwarded by its method.
 #[inline(always)]
-pub fn to_real_server(ctx: &XdpContext, packet: &Packet, index: u32, real: &RealServerEntry) -> Result<Way, DropReason> {
+pub fn to_real_server(
+    ctx: &XdpContext,
+    packet: &Packet,
+    index: u32,
+    real: &RealServerEntry,
+) -> Result<Way, DropReason> {
     let length = match real.forwarding {
         ForwardingMethod::Nat | ForwardingMethod::Dr => packet.length,
         // Without a route, user space knows no address of ours that the outer header could carry.

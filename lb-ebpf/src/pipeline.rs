@@ -5,8 +5,8 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use aya_log_ebpf::macro_support::{Level, level_enabled};
 use aya_log_ebpf::info;
+use aya_log_ebpf::macro_support::{Level, level_enabled};
 use lb_common::checksum::Delta;
 use lb_common::connection::{Meta, State};
 use lb_common::counters::Counters;
@@ -61,19 +61,31 @@ struct Choice {
 }
 
 /// What the packet of a connection without a slot begins.
+///
+/// One word: several small fields LLVM would pack into parts of a register that holds a pointer on another path.
 #[derive(Clone, Copy)]
-struct Newcomer {
-    /// The state that its connection is entered with; [`State::FREE`]: it is not.
-    state: u8,
-    /// Whether it counts as a connection.
-    counts: bool,
-    /// Whether the client gets a persistence template.
-    template: bool,
-}
+struct Newcomer(u32);
 
 impl Newcomer {
     /// The connection has a slot.
-    const NONE: Self = Self { state: State::FREE, counts: false, template: false };
+    const NONE: Self = Self(0);
+    /// It counts as a connection.
+    const COUNTS: u32 = 1 << 8;
+    /// The client gets a persistence template.
+    const TEMPLATE: u32 = 1 << 9;
+    /// Any other real server would do as well.
+    const MAY_MOVE: u32 = 1 << 10;
+
+    /// The state that its connection is entered with; [`State::FREE`]: it is not.
+    #[inline(always)]
+    fn state(self) -> u8 {
+        self.0 as u8
+    }
+
+    #[inline(always)]
+    fn is(self, flag: u32) -> bool {
+        self.0 & flag != 0
+    }
 }
 
 /// A packet of a client to a virtual server.
@@ -86,12 +98,22 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
         Known::Is(choice) => choice,
         Known::Not { locked } => open(packet, hit, key, flags, locked)?,
     };
-    let mut way = forward::to_real_server(ctx, packet, choice.index, choice.real)?;
     let mut choice = choice;
-    if choice.newcomer.template {
+    let mut way = match forward::to_real_server(ctx, packet, choice.index, choice.real) {
+        Ok(way) => way,
+        Err(reason) if !choice.newcomer.is(Newcomer::MAY_MOVE) => return Err(reason.into()),
+        // What cannot be sent enters nothing, so the least loaded would remain so, and take all that comes.
+        Err(reason) => {
+            let index = schedule::next_server(hit.index);
+            let real = real_server(index, hit).ok_or(reason)?;
+            (choice.index, choice.real) = (index, real);
+            forward::to_real_server(ctx, packet, index, real)?
+        }
+    };
+    if choice.newcomer.is(Newcomer::TEMPLATE) {
         template::enter(hit.index, packet.source.halves(), choice.index, choice.real.generation);
     }
-    if choice.newcomer.state != State::FREE
+    if choice.newcomer.state() != State::FREE
         && let Err(stop) = enter(ctx, packet, key, &choice, lookups)
     {
         // Without a slot a reply would not find its way back; else the client keeps to the server that its key names.
@@ -107,7 +129,7 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
         Way::Up => Verdict::PASS,
     };
     let length = u64::from(packet.length);
-    let is_new = choice.newcomer.counts;
+    let is_new = choice.newcomer.is(Newcomer::COUNTS);
     count(hit.index, choice.index, |counters| {
         counters.connections += u64::from(is_new);
         counters.packets_in += 1;
@@ -173,27 +195,24 @@ fn is_fresh(meta: Meta) -> bool {
 #[inline(always)]
 fn open(packet: &Packet, hit: Hit, key: u64, flags: u8, locked: bool) -> Result<Choice, Stop> {
     let service = service::by_index(hit.index).ok_or(DropReason::NoRealServer)?;
-    let mut newcomer = Newcomer { state: State::FREE, counts: true, template: false };
     let mut is_stateless = locked;
-    match packet.protocol {
-        Protocol::Udp if hit.flags & service_flag::ONE_PACKET != 0 => {}
-        Protocol::Udp => newcomer.state = State::UDP_NEW,
-        Protocol::Tcp if tcp::is_opening(flags) => newcomer.state = State::OPENING,
+    let mut newcomer = match packet.protocol {
+        Protocol::Udp if hit.flags & service_flag::ONE_PACKET != 0 => Newcomer(Newcomer::COUNTS),
+        Protocol::Udp => Newcomer(Newcomer::COUNTS | State::UDP_NEW as u32),
+        Protocol::Tcp if tcp::is_opening(flags) => Newcomer(Newcomer::COUNTS | State::OPENING as u32),
         Protocol::Tcp => match midstream(service, key, flags) {
-            Midstream::Schedule(state) => {
-                newcomer.state = state;
-                newcomer.counts = state != State::FREE;
-            }
+            Midstream::Schedule(State::FREE) => Newcomer::NONE,
+            Midstream::Schedule(state) => Newcomer(Newcomer::COUNTS | u32::from(state)),
             Midstream::Stateless => {
                 is_stateless = true;
-                newcomer.counts = false;
+                Newcomer::NONE
             }
-            Midstream::Refuse if locked => newcomer.counts = false,
+            Midstream::Refuse if locked => Newcomer::NONE,
             Midstream::Refuse => return Err(Stop::by(service.unknown_connection, DropReason::NoConnection)),
         },
-    }
+    };
     if is_stateless {
-        newcomer.state = State::FREE;
+        newcomer.0 &= Newcomer::COUNTS;
     }
     let is_by_key = is_stateless && !service.scheduler.is_hash();
     let index = match is_by_key {
@@ -202,9 +221,13 @@ fn open(packet: &Packet, hit: Hit, key: u64, flags: u8, locked: bool) -> Result<
     };
     let refusal = Stop::by(service.no_real_server, DropReason::NoRealServer);
     let real = real_server(index, hit).ok_or(refusal)?;
-    if is_by_key && real.forwarding == ForwardingMethod::Nat {
+    if is_stateless && real.forwarding == ForwardingMethod::Nat {
         // Its reply would not find its way back.
-        return Err(Stop::by(service.unknown_connection, DropReason::NoConnection));
+        return Err(match locked {
+            // What is sent again finds the slot written.
+            true => Stop::Drop(DropReason::TableFull),
+            false => Stop::by(service.unknown_connection, DropReason::NoConnection),
+        });
     }
     Ok(Choice { index, real, newcomer })
 }
@@ -248,7 +271,12 @@ fn scheduled(packet: &Packet, hit: Hit, service: &VirtualServerEntry, newcomer: 
         // SAFETY: a word of a live map element.
         return unsafe { word::read(&raw const service.sorry_server) };
     }
-    newcomer.template = is_persistent;
+    if is_persistent {
+        newcomer.0 |= Newcomer::TEMPLATE;
+    }
+    if !service.scheduler.is_hash() {
+        newcomer.0 |= Newcomer::MAY_MOVE;
+    }
     chosen
 }
 
@@ -275,13 +303,7 @@ fn stateless(hit: Hit, key: u64, choice: Choice) -> Option<Choice> {
 
 /// Gives a new connection its slot.
 #[inline(always)]
-fn enter(
-    ctx: &XdpContext,
-    packet: &Packet,
-    key: u64,
-    choice: &Choice,
-    lookups: &Lookups,
-) -> Result<(), DropReason> {
+fn enter(ctx: &XdpContext, packet: &Packet, key: u64, choice: &Choice, lookups: &Lookups) -> Result<(), DropReason> {
     let Choice { index, real, newcomer } = choice;
     let mut hop = 0;
     match real.forwarding {
@@ -294,7 +316,7 @@ fn enter(
         }
         ForwardingMethod::Dr | ForwardingMethod::Tun => {}
     }
-    let meta = Meta::new(*index as u16, newcomer.state, real.generation as u8, clock::tick(), hop);
+    let meta = Meta::new(*index as u16, newcomer.state(), real.generation as u8, clock::tick(), hop);
     let [a, b] = packet.source.halves();
     match conntrack::enter_connection(key, meta.0, a, b, replies::ports_of(packet)) {
         conntrack::entry::ENTERED => Ok(()),
@@ -351,13 +373,12 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
         Protocol::Tcp => tcp::after(meta.state(), flags, Sender::Server),
         Protocol::Udp => meta.state(),
     };
-    if next == meta.state() {
+    if hop != meta.client_hop() {
+        place.reroute(meta, next, hop);
+    } else if next == meta.state() {
         place.touch(meta);
     } else {
         place.advance(meta, next);
-    }
-    if hop != meta.client_hop() {
-        place.set_client_hop(hop);
     }
     let to = Translation {
         end: End::Source,

@@ -4,7 +4,7 @@
 
 use lb_common::hash;
 use lb_common::real::load;
-use lb_common::service::{NONE, RING_CHUNK, Run, Scheduler, VirtualServerEntry, service_flag};
+use lb_common::service::{CHUNKS_COMPARED_MAX, NONE, RING_CHUNK, Run, Scheduler, VirtualServerEntry, service_flag};
 
 use crate::{load as loads, maps, service, word};
 
@@ -32,12 +32,20 @@ pub extern "C" fn choose_server(service: u32, client_a: u64, client_b: u64, port
 /// No choice: the next in turn takes it.
 const UNDECIDED: u32 = NONE - 1;
 
+/// The next real server of virtual server `service` in turn, whatever its scheduler; [`NONE`] where none takes a connection.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn next_server(service: u32) -> u32 {
+    match service::by_index(service) {
+        Some(service) => in_turn(service),
+        None => NONE,
+    }
+}
+
 /// How many elements of the ring are tried.
 const TURNS: u32 = 64;
 /// How many alternatives a hash has.
 const ALTERNATIVES: u32 = 16;
-/// Most chunks that are compared for one connection: 1024 real servers. User space sets a window before that.
-const CHUNKS_MAX: u32 = 128;
 
 /// The next of the ring, in strict order over all CPUs.
 #[inline(always)]
@@ -59,8 +67,8 @@ fn better_of_two(service: &VirtualServerEntry) -> u32 {
     let ring = run(&service.ring);
     let [_, secret] = maps::SECRET.load().words;
     let draw = hash::mix(next_turn(service.index) ^ secret);
-    let one = element(ring, (draw & 0xffff_ffff) * u64::from(ring.length) >> 32);
-    let two = element(ring, (draw >> 32) * u64::from(ring.length) >> 32);
+    let one = element(ring, ((draw & 0xffff_ffff) * u64::from(ring.length)) >> 32);
+    let two = element(ring, ((draw >> 32) * u64::from(ring.length)) >> 32);
     let (load_one, load_two) = (loads::word_of(one), loads::word_of(two));
     let (best, load) = if load_two < load_one { (two, load_two) } else { (one, load_one) };
     if load < load::UNAVAILABLE { best } else { UNDECIDED }
@@ -116,14 +124,18 @@ fn least_loaded(service: &VirtualServerEntry) -> u32 {
     let turn = if lanes == 0 { 0 } else { next_turn(service.index) as u32 % lanes };
     let first = turn / 8;
     let rounds = if service.window == 0 { chunks.length } else { chunks.length.min(service.window) };
-    let Some(begin) = element_at(chunks, first % chunks.length.max(1)) else { return NONE };
+    // Runs begin with a value of their map, so the list of up to 256 real servers lies in one.
+    let Some(list) = ring_chunk(chunks.start) else { return NONE };
+    let is_short = chunks.length <= RING_CHUNK as u32;
+    let chunk_at = |offset: u32| if is_short { Some(element_of(list, offset)) } else { element_at(chunks, offset) };
+    let Some(begin) = chunk_at(first % chunks.length.max(1)) else { return NONE };
     let (mut best, mut best_chunk) = (u64::MAX, begin);
-    for round in 0..CHUNKS_MAX {
+    for round in 0..CHUNKS_COMPARED_MAX {
         if round >= rounds {
             break;
         }
-        let Some(chunk) = element_at(chunks, wrapped(first + round, chunks.length)) else { return NONE };
-        let Some(least) = least_of(chunk) else { return NONE };
+        let Some(chunk) = chunk_at(wrapped(first + round, chunks.length)) else { return NONE };
+        let Some(least) = least_of(chunk, best) else { return NONE };
         if least < best {
             (best, best_chunk) = (least, chunk);
         }
@@ -145,11 +157,13 @@ fn wrapped(place: u32, length: u32) -> u32 {
     (place - (length & !word::negative_mask(place.wrapping_sub(length)))) as u32
 }
 
-/// The smallest load of a chunk.
+/// The smallest of a chunk's loads and `best`.
+///
+/// From the best so far on, so that the branch is hardly ever taken: the processor foresees it then.
 #[inline(always)]
-fn least_of(chunk: u32) -> Option<u64> {
+fn least_of(chunk: u32, best: u64) -> Option<u64> {
     let lanes = maps::SERVER_LOADS.get_ptr_mut(chunk)? as *const u64;
-    let mut least = u64::MAX;
+    let mut least = best;
     let mut lane = 0;
     while lane < 8 {
         // SAFETY: a lane of a live map element.
@@ -211,8 +225,18 @@ fn element(ring: Run, number: u64) -> u32 {
 /// The run's element at `offset`, which lies in it.
 #[inline(always)]
 fn element_at(run: Run, offset: u32) -> Option<u32> {
-    let place = run.start + offset;
-    let chunk = maps::SCHEDULER_RINGS.get_ptr_mut(place / RING_CHUNK as u32)? as *const u16;
-    // SAFETY: an element of a live map's chunk.
-    Some(unsafe { word::read(chunk.add(word::five_bits(place.into()))) }.into())
+    Some(element_of(ring_chunk(run.start + offset)?, run.start + offset))
+}
+
+/// The value of `scheduler_rings` with this element.
+#[inline(always)]
+fn ring_chunk(place: u32) -> Option<*const u16> {
+    maps::SCHEDULER_RINGS.get_ptr_mut(place / RING_CHUNK as u32).map(|chunk| chunk as *const u16)
+}
+
+/// The element at `place`, of those in its value.
+#[inline(always)]
+fn element_of(chunk: *const u16, place: u32) -> u32 {
+    // SAFETY: an element of a live map's value.
+    unsafe { word::read(chunk.add(word::five_bits(place.into()))) }.into()
 }

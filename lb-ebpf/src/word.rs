@@ -36,9 +36,7 @@ pub unsafe fn write<T>(word: *mut T, value: T) {
 #[inline(always)]
 pub unsafe fn swap(word: *mut u64, old: u64, new: u64) -> bool {
     // SAFETY: the caller's.
-    unsafe {
-        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new).1
-    }
+    unsafe { atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new).1 }
 }
 
 /// As [`swap`], of 32 bits.
@@ -49,9 +47,7 @@ pub unsafe fn swap(word: *mut u64, old: u64, new: u64) -> bool {
 #[inline(always)]
 pub unsafe fn swap32(word: *mut u32, old: u32, new: u32) -> bool {
     // SAFETY: the caller's.
-    unsafe {
-        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new).1
-    }
+    unsafe { atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new).1 }
 }
 
 /// Adds `amount`, modulo 2^64; returns what was there before.

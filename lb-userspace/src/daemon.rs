@@ -157,8 +157,10 @@ impl Daemon {
             "ready"
         );
         let mut period = tokio::time::interval(RECONCILE_PERIOD);
+        let mut due = None;
         loop {
-            let change = self.desired.deadline(Instant::now());
+            // One that was found earlier stays: a rising weight's moves on with the time at which it is asked for.
+            due = self.desired.deadline(Instant::now()).into_iter().chain(due).min();
             tokio::select! {
                 event = signals.next() => match event {
                     Event::Stop(name) => {
@@ -177,7 +179,10 @@ impl Daemon {
                     // The caller may have hung up; then nobody wants the answer.
                     drop(answer.send(response));
                 }
-                () = sleep_until(change) => self.expire(),
+                () = sleep_until(due) => {
+                    due = None;
+                    self.expire();
+                }
                 _ = period.tick() => {
                     let failure = self.reconcile().err().map(|error| chain(&error));
                     if let Some(error) = failure.as_ref().filter(|_| failure != self.failure) {

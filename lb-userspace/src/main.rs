@@ -24,7 +24,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve a configuration until SIGTERM or SIGINT, then put the host back as it was
+    /// Serve a configuration until SIGTERM or SIGINT, then put the host back as it was; SIGHUP reads it again
     Run {
         /// The configuration
         #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
@@ -49,8 +49,9 @@ enum Command {
     },
     /// List or count the connections in the table, also where the daemon has died; needs root
     ///
-    /// In no order: each is printed as it is read. Idle and expiry times are exact to about a second, and a connection
-    /// whose time is over is there for a few seconds more. Persistence templates are listed with the network of their clients.
+    /// In no order: each is printed as it is read. Idle and expiry times are exact to 256 jiffies, about a second at 250 Hz, and
+    /// a connection whose time is over is there for a few seconds more. Persistence templates are listed with the network of
+    /// their clients.
     Connections {
         #[command(flatten)]
         target: TargetArguments,
@@ -58,13 +59,15 @@ enum Command {
         options: ConnectionsArguments,
     },
     /// Take a real server out of the schedule: it gets no new connections, and those it has go on
+    ///
+    /// A reload keeps that, a restart does not: there, write weight = 0 in the configuration.
     Drain {
         /// Its address: "ip" for any port, "ip:port", "[ip]:port"
         #[arg(value_name = "SERVER")]
         real_server: RealServerName,
         #[command(flatten)]
         options: MemberArguments,
-        /// Give it back after this time, such as "60s" or "10m"; without it, until `evenkeel undrain`
+        /// Give it back after this time, in whole seconds, such as "60s" or "10m"; without it, until `evenkeel undrain`
         #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
         span: Option<Duration>,
     },
@@ -76,7 +79,8 @@ enum Command {
         #[command(flatten)]
         options: MemberArguments,
     },
-    /// Read the configuration again and serve what it says, as on SIGHUP; where it has errors, the old one holds
+    /// Read the configuration again and serve what it says, as on SIGHUP; where it has errors or needs a restart, the old one
+    /// holds
     Reload {
         #[command(flatten)]
         target: TargetArguments,
@@ -93,7 +97,7 @@ enum Command {
         #[arg(short, long)]
         interface: String,
         /// A VIP that packets inside the tunnel are for; may be given several times
-        #[arg(long = "vip", required = true)]
+        #[arg(long = "vip", value_name = "VIP", required = true)]
         vips: Vec<IpAddr>,
         /// How to attach the program
         #[arg(long, value_enum, default_value_t = Mode::Auto)]
@@ -104,7 +108,7 @@ enum Command {
 /// Which connections are meant, and how they are shown. All that is given must be so of a connection.
 #[derive(Args)]
 struct ConnectionsArguments {
-    /// With this virtual server: its name, "ip", or "ip:port"
+    /// With this virtual server: its name (where the daemon runs, or with --config), "ip", or "ip:port"
     #[arg(long, value_name = "NAME")]
     virtual_server: Option<String>,
     /// Served by this real server: "ip" for any port, "ip:port", "[ip]:port"
@@ -134,7 +138,7 @@ struct ConnectionsArguments {
 /// Which real server of which daemon is meant.
 #[derive(Args)]
 struct MemberArguments {
-    /// Of this virtual server only: its name, or "ip:port"
+    /// Of this virtual server only: its name, "ip:port", or "tcp ip:port" where there is one for UDP too
     #[arg(long, value_name = "NAME")]
     virtual_server: Option<String>,
     #[command(flatten)]

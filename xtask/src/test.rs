@@ -38,7 +38,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     units = units.arg("--").args(&options.arguments);
     units.run()?;
     if options.no_lab {
-        cargo_test(&built).args(["-p", "evenkeel-tests", "--lib", "--"]).args(&options.arguments).run()?;
+        cargo_test(&built)
+            .args(["-p", "evenkeel-tests", "--lib", "--examples", "--"])
+            .args(&options.arguments)
+            .run()?;
         println!("\nskipped: the tests in namespaces (--no-lab); all others passed");
         return Ok(());
     }

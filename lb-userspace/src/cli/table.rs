@@ -65,7 +65,7 @@ fn connection_table(table: &ConnectionTable) -> String {
     let without = [("table full", refused), ("lost races", lost_races)];
     let repaired = if repaired == 0 { String::new() } else { format!("wrong counts put right: {repaired}\n") };
     format!(
-        "connections: {connections} of {connections_max} ({percent} %); a moment ago: {}\n\
+        "connections: {connections} of {connections_max} ({percent} %); at the last scan: {}\n\
          displaced by newcomers: {}\nnewcomers without a place: {}\n{repaired}",
         listed(&kinds),
         listed(&displaced),

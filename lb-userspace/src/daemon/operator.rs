@@ -9,7 +9,7 @@ use super::{Daemon, StartError, first_resolution, refuse, set_ways, targets, way
 use crate::config::{self, Config, LoadError};
 use crate::control::protocol::{self, Changed, Response};
 use crate::datapath::xdp::capacity::Capacity;
-use crate::datapath::{Datapath as _, DatapathError};
+use crate::datapath::{Change, Datapath as _, DatapathError};
 use crate::error::chain;
 use crate::host::link;
 use crate::host::preflight::Facts;
@@ -112,11 +112,7 @@ impl Daemon {
         let changed = members.iter().map(|member| {
             let (service, address) = member;
             info!(virtual_server = %service, real_server = %address, "real server {what}");
-            Changed {
-                virtual_server: service.to_string(),
-                real_server: *address,
-                connections: connections(member),
-            }
+            Changed { virtual_server: service.to_string(), real_server: *address, connections: connections(member) }
         });
         Response::Changed(changed.collect())
     }
@@ -161,26 +157,45 @@ impl Daemon {
         }
         set_ways(&mut self.datapath, &resolution, &config.xdp.interfaces)?;
         let table = desired.table(now);
-        let changes = plan(&table, &self.datapath.installed()?).len();
+        let changes = plan(&table, &self.datapath.installed()?);
         if let Err(error) = reconcile(&mut self.datapath, &table) {
-            if let Err(error) = self.reconcile() {
-                error!(error = chain(&error), "the old configuration could not be put back whole");
-            }
+            self.put_back(&changes, now);
             return Err(error.into());
         }
         self.resolution = crate::nexthop::Resolution { routes: self.resolution.routes, ..resolution };
-        Ok(changes)
+        Ok(changes.len())
+    }
+
+    /// Installs again what stood before `changes`, of which one has failed.
+    ///
+    /// Not by comparison: a change that has failed half-way may look like none.
+    fn put_back(&mut self, changes: &[Change], now: Instant) {
+        let before = self.desired.table(now);
+        for change in changes {
+            let service = change.service();
+            let undo = match before.get(&service) {
+                Some(servers) => Change::Put(service, servers.clone()),
+                None => Change::Remove(service),
+            };
+            if let Err(error) = self.datapath.apply(&undo) {
+                error!(%service, error = chain(&error), "the old configuration could not be put back whole");
+            }
+        }
     }
 
     /// Names every key whose value was given to the program or the host at the start, and is another one now.
     fn refuse_what_is_fixed(&self, config: &Config, desired: &Desired, now: Instant) -> Result<(), ReloadError> {
         let mut fixed = self.config.fixed_differences(config);
-        let needed = Capacity::of(&desired.table(now));
+        let table = desired.table(now);
+        let needed = Capacity::of(&table);
         if needed.nat && !self.capacity.nat {
             fixed.push("whether there are nat real servers");
         }
         if needed.wide_tuples && !self.capacity.wide_tuples {
             fixed.push("whether there are virtual servers with an IPv6 address or all ports");
+        }
+        if !self.capacity.has_room_for(&table) {
+            fixed.push("the size of the tables, which so many real servers and such schedulers exceed,");
         }
         if fixed.is_empty() { Ok(()) } else { Err(ReloadError::Restart(fixed)) }
     }

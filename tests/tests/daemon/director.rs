@@ -24,6 +24,8 @@ pub struct Setup {
     pub runtime: PathBuf,
     /// Further lines for `[xdp]`.
     pub xdp: String,
+    /// Further tables, after all others.
+    pub more: String,
     pub forwarding: &'static str,
     /// Addresses of real servers, without port.
     pub real_servers: Vec<IpAddr>,
@@ -45,6 +47,7 @@ impl Setup {
             pins: lab.bpffs().join("evenkeel"),
             runtime: lab.directory().join("run"),
             xdp: String::new(),
+            more: String::new(),
             forwarding,
             real_servers: lab.real_servers().iter().flat_map(addresses).collect(),
         }
@@ -59,7 +62,7 @@ impl Setup {
     }
 
     fn text(&self) -> String {
-        let Self { instance, interfaces, mode, pins, runtime, xdp, forwarding, real_servers } = self;
+        let Self { instance, interfaces, mode, pins, runtime, xdp, more, forwarding, real_servers } = self;
         let mut text = format!(
             "[global]\ninstance = {instance:?}\nruntime_directory = {runtime:?}\nlog_level = \"debug\"\n\n\
              [xdp]\ninterfaces = {interfaces:?}\nmode = {mode:?}\npin_directory = {pins:?}\n\
@@ -80,7 +83,7 @@ impl Setup {
                 }
             }
         }
-        text
+        text + more
     }
 
     pub fn write(&self, lab: &Lab) -> Result<PathBuf> {
@@ -106,6 +109,11 @@ impl Daemon {
     /// Starts a daemon in the lab's director and waits until it serves.
     pub fn start(lab: &Lab, setup: Setup) -> Result<Self> {
         let file = setup.write(lab)?;
+        Self::start_file(lab, setup, &file)
+    }
+
+    /// The same with a configuration of one's own, whose instance, pins and runtime directory are those of `setup`.
+    pub fn start_file(lab: &Lab, setup: Setup, file: &Path) -> Result<Self> {
         let mut program = Command::new(evenkeel());
         program.arg("run").arg("--config").arg(file);
         let process = lab.start(lab.director(), &setup.instance, program)?;

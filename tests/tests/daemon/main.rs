@@ -2,9 +2,18 @@
 
 #![expect(clippy::indexing_slicing, reason = "a test may panic, and serde_json's indexing does not")]
 
+mod connections;
 mod director;
+mod drain;
 mod lifecycle;
+mod limits;
 mod nexthops;
+mod operated;
+mod persistence;
+mod ports;
 mod refusals;
+mod reload;
+mod schedulers;
 mod serving;
 mod tools;
+mod unserved;

@@ -1,6 +1,6 @@
 //! How large the maps must be for what is to be served. Pure.
 
-use lb_common::REAL_SERVERS_MAX;
+use lb_common::REAL_PLACES_MAX;
 use lb_common::real::LANES;
 use lb_common::service::ForwardingMethod;
 
@@ -11,7 +11,7 @@ use crate::datapath::{Servers, ServiceTable};
 /// What [`super::object::LoadOptions`] must have for a table, with room for changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Places for real servers: a power of two, 16..=4096.
+    /// Places for real servers: a power of two, 16..=16384.
     pub real_servers_max: u32,
     /// Length of `scheduler_rings`.
     pub ring_chunks: u32,
@@ -22,23 +22,37 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// For `table`: half as many places again, and each ring twice, so that another can be written while packets use one.
+    /// For `table`: half as many places again, and room for each ring thrice: another is written while packets use one, and
+    /// rings of different lengths leave gaps.
     pub fn of(table: &ServiceTable) -> Self {
-        let places: u32 = table.values().map(places).sum();
-        let chunks: u32 = table.values().map(ring_chunks).sum();
+        let (places, chunks) = sizes(table);
         let forwarding = |servers: &Servers| {
             let sorry = servers.sorry_server.map(|(_, forwarding)| forwarding);
             let mut all = servers.real_servers.values().map(|settings| settings.forwarding).chain(sorry);
             all.any(|forwarding| forwarding == ForwardingMethod::Nat)
         };
         Self {
-            real_servers_max: (places + places / 2).clamp(16, REAL_SERVERS_MAX).next_power_of_two(),
-            ring_chunks: (2 * chunks).max(RING_CHUNKS_MIN),
+            real_servers_max: (places + places / 2).clamp(16, REAL_PLACES_MAX).next_power_of_two(),
+            ring_chunks: (RING_ROOM * chunks).max(RING_CHUNKS_MIN),
             nat: table.values().any(forwarding),
             wide_tuples: table.keys().any(|service| service.address.is_ipv6() || service.address.port() == 0),
         }
     }
+
+    /// Whether maps of this size hold `table`, all of whose rings may be written beside those in use.
+    pub fn has_room_for(&self, table: &ServiceTable) -> bool {
+        let (places, chunks) = sizes(table);
+        places <= self.real_servers_max && 2 * chunks <= self.ring_chunks
+    }
 }
+
+/// Places for real servers, and chunks of rings.
+fn sizes(table: &ServiceTable) -> (u32, u32) {
+    (table.values().map(places).sum(), table.values().map(ring_chunks).sum())
+}
+
+/// With twice the length of all rings, exchanging one of `mh` and one of `wrr` in turn soon found no gap for the long one.
+const RING_ROOM: u32 = 3;
 
 /// A few rings of `rr`.
 const RING_CHUNKS_MIN: u32 = 64;
@@ -46,7 +60,7 @@ const RING_CHUNKS_MIN: u32 = 64;
 /// Places that a virtual server takes: whole chunks.
 fn places(servers: &Servers) -> u32 {
     let count = servers.real_servers.len() + usize::from(servers.sorry_server.is_some());
-    u32::try_from(count.next_multiple_of(LANES)).unwrap_or(REAL_SERVERS_MAX)
+    u32::try_from(count.next_multiple_of(LANES)).unwrap_or(REAL_PLACES_MAX)
 }
 
 fn ring_chunks(servers: &Servers) -> u32 {
@@ -89,15 +103,44 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_whole_and_rings_are_there_twice() {
+    fn chunks_are_whole_and_rings_have_room_thrice() {
         let mut web = servers(Scheduler::Mh, 40);
         web.sorry_server = Some((([10, 0, 2, 1], 80).into(), ForwardingMethod::Nat));
         let table =
             BTreeMap::from([(service("10.0.0.1:80"), web), (service("[fd00::1]:80"), servers(Scheduler::Wrr, 3))]);
         // 41 and 3 real servers take 48 and 8 places; half again are 84. Rings of 65,521 and 4096 elements are 2048 and 128 chunks of 32
-        // each; 48 and 8 elements for the lists of chunks are 2 and 1: 2 * (128 + 2 + 128 + 1).
-        let expected = Capacity { real_servers_max: 128, ring_chunks: 4358, nat: true, wide_tuples: true };
+        // each; 48 and 8 elements for the lists of chunks are 2 and 1: 3 * (2048 + 2 + 128 + 1).
+        let expected = Capacity { real_servers_max: 128, ring_chunks: 6537, nat: true, wide_tuples: true };
         assert_eq!(Capacity::of(&table), expected);
+    }
+
+    #[test]
+    fn all_virtual_servers_that_there_may_be_have_room_for_all_real_servers() {
+        let table = |counts: &dyn Fn(u16) -> u8| -> ServiceTable {
+            (0..1024).map(|n| (service(&format!("10.0.0.1:{}", n + 1)), servers(Scheduler::Rr, counts(n)))).collect()
+        };
+        // 1024 chunks of eight places, and half again: 12,288.
+        assert_eq!(Capacity::of(&table(&|_| 1)).real_servers_max, 16_384);
+        // The most places that 4096 real servers take: nine each for 384 virtual servers, one for the others, 11,264 places.
+        let most = table(&|n| if n < 384 { 9 } else { 1 });
+        assert_eq!(most.values().map(|servers| servers.real_servers.len()).sum::<usize>(), 4096);
+        assert_eq!(most.values().map(places).sum::<u32>(), 11_264);
+        assert_eq!(Capacity::of(&most).real_servers_max, 16_384);
+        // A half of the virtual servers need a half of the room.
+        assert_eq!(Capacity::of(&table(&|n| u8::from(n < 512))).real_servers_max, 8192);
+    }
+
+    #[test]
+    fn what_was_made_for_one_virtual_server_has_room_for_another() {
+        let table = |addresses: &[&str]| -> ServiceTable {
+            addresses.iter().map(|address| (service(address), servers(Scheduler::Rr, 2))).collect()
+        };
+        let capacity = Capacity::of(&table(&["10.0.0.1:80"]));
+        // Sixteen places, of which each takes eight.
+        assert!(capacity.has_room_for(&table(&["10.0.0.1:80", "10.0.0.2:80"])));
+        assert!(!capacity.has_room_for(&table(&["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"])));
+        // Twice 2049 chunks, and there are 64.
+        assert!(!capacity.has_room_for(&BTreeMap::from([(service("10.0.0.1:80"), servers(Scheduler::Mh, 2))])));
     }
 
     #[test]

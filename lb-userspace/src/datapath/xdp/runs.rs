@@ -75,6 +75,8 @@ pub fn chunks_for(length: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::datapath::xdp::rest::REST;
 
@@ -120,5 +122,26 @@ mod tests {
     #[test]
     fn what_is_larger_than_the_map_has_no_room() {
         assert_eq!(Runs::new(2).take(65, Instant::now()), None);
+    }
+
+    proptest! {
+        /// A virtual server's ring and list of chunks are written anew beside the old ones, as with each drain.
+        #[test]
+        fn thrice_the_room_is_enough_to_exchange_runs_for_ever(turns in prop::collection::vec(0_usize..5, 1..500)) {
+            let lengths = [(65_521, 8), (4096, 8), (1, 8), (131_071, 600), (40, 48)];
+            let chunks: u32 = lengths.iter().map(|(ring, list)| chunks_for(*ring) + chunks_for(*list)).sum();
+            let (mut runs, mut now) = (Runs::new(3 * chunks), Instant::now());
+            let mut both = |index: usize, old: Option<[Run; 2]>| {
+                now += REST;
+                let (ring, list) = lengths[index];
+                let new = [runs.take(ring, now).unwrap(), runs.take(list, now).unwrap()];
+                old.into_iter().flatten().for_each(|run| runs.release(run, now));
+                new
+            };
+            let mut present: Vec<[Run; 2]> = (0..lengths.len()).map(|index| both(index, None)).collect();
+            for index in turns {
+                present[index] = both(index, Some(present[index]));
+            }
+        }
     }
 }

@@ -32,6 +32,8 @@ struct Choice {
     real: u16,
     /// The client's network, if its template is to be made.
     template: Option<IpAddr>,
+    /// Whether any other real server would do as well.
+    may_move: bool,
 }
 
 impl Model {
@@ -87,9 +89,10 @@ impl Model {
     /// Schedules a packet that is remembered nowhere.
     fn forget(&mut self, packet: &Packet, server: usize, is_new: bool) -> Outcome {
         let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
-        if let Err(reason) = self.outgoing(packet, choice.real) {
-            return Outcome::Dropped(reason);
-        }
+        let choice = match self.within_reach(packet, server, choice) {
+            Ok(choice) => choice,
+            Err(reason) => return Outcome::Dropped(reason),
+        };
         self.note_template(packet, server, choice);
         self.send_to(packet, choice.real, is_new)
     }
@@ -97,9 +100,10 @@ impl Model {
     /// A new connection: a real server for it, a place in the table, and off.
     fn admit(&mut self, packet: &Packet, server: usize, key: u64, state: State) -> Outcome {
         let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
-        if let Err(reason) = self.outgoing(packet, choice.real) {
-            return Outcome::Dropped(reason);
-        }
+        let choice = match self.within_reach(packet, server, choice) {
+            Ok(choice) => choice,
+            Err(reason) => return Outcome::Dropped(reason),
+        };
         self.note_template(packet, server, choice);
         if self.is_tuple_in_use(packet, choice.real) {
             return Outcome::Dropped(DropReason::TupleInUse);
@@ -146,9 +150,10 @@ impl Model {
 
     /// The template's real server where there is one, else the scheduler's, else the sorry server.
     fn choose(&mut self, packet: &Packet, server: usize) -> Option<Choice> {
-        let sorry = self.services[server].sorry.map(|real| Choice { real, template: None });
+        let sorry = self.services[server].sorry.map(|real| Choice { real, template: None, may_move: false });
+        let may_move = !self.services[server].scheduler.is_hash();
         let Some(persistence) = self.services[server].persistence else {
-            return self.schedule(packet, server).map(|real| Choice { real, template: None }).or(sorry);
+            return self.schedule(packet, server).map(|real| Choice { real, template: None, may_move }).or(sorry);
         };
         let network = self.services[server].network(packet.reading.source.ip(), persistence);
         let key = self.services[server].template_key(network, &self.settings.secret);
@@ -156,9 +161,20 @@ impl Model {
             && self.reals[&entry.real].takes_any()
         {
             self.table.set(place, Some(Entry { last_seen: packet.now, ..entry }));
-            return Some(Choice { real: entry.real, template: None });
+            return Some(Choice { real: entry.real, template: None, may_move: false });
         }
-        self.schedule(packet, server).map(|real| Choice { real, template: Some(network) }).or(sorry)
+        self.schedule(packet, server).map(|real| Choice { real, template: Some(network), may_move }).or(sorry)
+    }
+
+    /// The choice, or where its real server can't be sent to, the next in turn.
+    fn within_reach(&mut self, packet: &Packet, server: usize, choice: Choice) -> Result<Choice, DropReason> {
+        let Err(reason) = self.outgoing(packet, choice.real) else { return Ok(choice) };
+        if !choice.may_move {
+            return Err(reason);
+        }
+        let real = schedule::in_turn(&mut self.services[server], &self.reals).ok_or(reason)?;
+        self.outgoing(packet, real)?;
+        Ok(Choice { real, ..choice })
     }
 
     /// Makes the client's template, or changes the one that there is and that could not be used.

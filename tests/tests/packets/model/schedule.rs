@@ -18,7 +18,7 @@ const ALTERNATIVES: u32 = 16;
 const NEIGHBOURS: u64 = 16;
 
 /// Most groups of eight that are compared.
-const GROUPS_MAX: usize = 128;
+const GROUPS_MAX: usize = 32;
 
 type Reals = BTreeMap<u16, RealServer>;
 
@@ -70,7 +70,8 @@ fn is_available(server: &VirtualServer, reals: &Reals, real: u16) -> bool {
     reals.get(&real).is_some_and(|real| real.is_available(server.scheduler))
 }
 
-fn in_turn(server: &mut VirtualServer, reals: &Reals) -> Option<u16> {
+/// The next in turn, whatever the scheduler.
+pub fn in_turn(server: &mut VirtualServer, reals: &Reals) -> Option<u16> {
     if server.ring.is_empty() {
         next(server);
         return None;

@@ -136,9 +136,10 @@ fn alike(connections: u32, specs: impl Strategy<Value = Vec<Spec>> + Send, ports
             Ok(())
         });
         result.unwrap_or_else(|failure| panic!("{failure}"));
-        let Model { table, drops, .. } = &kept.borrow().as_ref().expect("the last one played").model;
+        let twin = kept.take().expect("the last one played");
+        let Model { table, drops, .. } = &twin.model;
         println!("{:?}, {drops:?}", table.counters);
-        check(&kept.borrow().as_ref().expect("as above").model);
+        check(&twin.model);
     });
 }
 
