@@ -111,6 +111,12 @@ impl Meta {
     pub const fn moved(self, state: u8, now: u16) -> Self {
         Self(self.0 & !0x0000_ffff_00ff_0000 | (state as u64) << 16 | (now as u64) << 32)
     }
+
+    /// The same word with another way back to the client.
+    #[inline(always)]
+    pub const fn led_back_by(self, client_hop: u16) -> Self {
+        Self(self.0 & 0x0000_ffff_ffff_ffff | (client_hop as u64) << 48)
+    }
 }
 
 impl From<Slot> for Meta {
@@ -362,6 +368,7 @@ mod tests {
         assert_eq!((meta.real_server(), meta.state(), meta.generation()), (0x1234, 0x40, 0x56));
         assert_eq!((meta.last_seen(), meta.client_hop()), (0x789a, 0xbcde));
         assert_eq!(meta.moved(State::ESTABLISHED, 7), Meta::new(0x1234, 0x50, 0x56, 7, 0xbcde));
+        assert_eq!(meta.led_back_by(7), Meta::new(0x1234, 0x40, 0x56, 0x789a, 7));
         let slot =
             Slot { key: 1, real_server: 0x1234, state: 0x40, generation: 0x56, last_seen: 0x789a, client_hop: 0xbcde };
         assert_eq!(Meta::from(slot), meta);

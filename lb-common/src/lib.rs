@@ -25,10 +25,14 @@ pub const ABI_VERSION: u32 = 2;
 /// Most virtual servers that one instance serves.
 pub const VIRTUAL_SERVERS_MAX: u32 = 1024;
 
-/// Most real servers of all virtual servers together; each virtual server counts its own.
+/// Most real servers of all virtual servers together that a configuration names; each virtual server counts its own.
 pub const REAL_SERVERS_MAX: u32 = 4096;
 
-/// Entries of `client_hops`.
+/// Most places for real servers. A virtual server takes them by [`real::LANES`], so that [`REAL_SERVERS_MAX`] real servers
+/// of [`VIRTUAL_SERVERS_MAX`] virtual servers may take 11,264; the rest is room for changes.
+pub const REAL_PLACES_MAX: u32 = 16_384;
+
+/// Entries of `client_hops`: clients that can be reached by so many ways, less one, are remembered by theirs.
 pub const CLIENT_HOPS_LENGTH: u32 = 4096;
 
 /// Slots in `interfaces`; an interface lies at its index modulo this.

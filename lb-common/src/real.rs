@@ -162,13 +162,26 @@ pub struct CountChunk {
 
 const _: () = assert!(size_of::<CountChunk>() == 64);
 
+/// [`ClientHop::state`]. Packets make an entry and hand out its number; user space takes it back from
+/// [`hop_state::READABLE`] by way of [`hop_state::RETIRING`], once no connection names it any more.
+pub mod hop_state {
+    /// Nothing is there.
+    pub const FREE: u32 = 0;
+    /// It is being written, and nobody else may look.
+    pub const WRITING: u32 = 1;
+    /// It can be read, and connections get its number. From here on all can be read.
+    pub const READABLE: u32 = 2;
+    /// It can be read, and no further connection gets its number.
+    pub const RETIRING: u32 = 3;
+}
+
 /// Value of `client_hops`: a way back to clients of `nat` connections. Element 0 is none.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientHop {
     /// [`crate::service::Lookups::routes`] when the routing table was last asked; zero: never.
     pub routes: u32,
-    /// 1 while an entry is being written, 2 when it can be read, 0 when it is free.
+    /// One of [`hop_state`].
     pub state: u32,
     /// Interface that packets leave by.
     pub ifindex: u32,
@@ -183,3 +196,5 @@ pub struct ClientHop {
 }
 
 const _: () = assert!(size_of::<ClientHop>() == 32);
+// User space changes both in one word.
+const _: () = assert!(core::mem::offset_of!(ClientHop, routes) == 0 && core::mem::offset_of!(ClientHop, state) == 4);

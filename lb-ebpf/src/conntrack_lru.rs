@@ -52,18 +52,22 @@ impl Place {
         true
     }
 
-    /// Notes the way back to the client.
-    #[inline(always)]
-    pub fn set_client_hop(self, hop: u16) {
-        // SAFETY: as in `touch`; octets 6 and 7 are the hop.
-        unsafe { word::write(self.0.cast::<u16>().add(3), hop) };
-    }
-
     /// Moves the connection to `state`.
     #[inline(always)]
     pub fn advance(self, meta: Meta, state: u8) {
         // SAFETY: as in `touch`.
         if unsafe { word::swap(self.0, meta.0, meta.moved(state, clock::tick()).0) } {
+            load::count_connection(meta.real_server().into(), meta.state().into(), state.into());
+        }
+    }
+
+    /// As [`Place::advance`], and notes the way back to the client: in one change with the rest, so that it is never noted for
+    /// another connection, which the slot was given to meanwhile.
+    #[inline(always)]
+    pub fn reroute(self, meta: Meta, state: u8, client_hop: u16) {
+        // SAFETY: as in `touch`.
+        let moved = unsafe { word::swap(self.0, meta.0, meta.moved(state, clock::tick()).led_back_by(client_hop).0) };
+        if moved {
             load::count_connection(meta.real_server().into(), meta.state().into(), state.into());
         }
     }

@@ -16,7 +16,7 @@ use lb_common::interface::InterfaceEntry;
 use lb_common::net::Address;
 use lb_common::real::{ClientHop, CountChunk, LoadChunk, RealServerEntry};
 use lb_common::service::{IndexBucket, Lookups, RingChunk, ServiceKey, VirtualServerEntry};
-use lb_common::{CLIENT_HOPS_LENGTH, INTERFACES_LENGTH, REAL_SERVERS_MAX, VIRTUAL_SERVERS_MAX};
+use lb_common::{CLIENT_HOPS_LENGTH, INTERFACES_LENGTH, REAL_PLACES_MAX, VIRTUAL_SERVERS_MAX};
 
 use crate::forward::Egress;
 
@@ -49,15 +49,15 @@ pub static LOOKUPS: Array<Lookups, 1, MMAPABLE> = Array::new();
 
 /// Real servers by index.
 #[btf_map(name = "real_servers")]
-pub static REAL_SERVERS: Array<RealServerEntry, { REAL_SERVERS_MAX as usize }, MMAPABLE> = Array::new();
+pub static REAL_SERVERS: Array<RealServerEntry, { REAL_PLACES_MAX as usize }, MMAPABLE> = Array::new();
 
 /// How loaded each real server is, in the measure of its scheduler.
 #[btf_map(name = "server_loads")]
-pub static SERVER_LOADS: Array<LoadChunk, { REAL_SERVERS_MAX as usize / 8 }, MMAPABLE> = Array::new();
+pub static SERVER_LOADS: Array<LoadChunk, { REAL_PLACES_MAX as usize / 8 }, MMAPABLE> = Array::new();
 
 /// Active and inactive connections of each real server.
 #[btf_map(name = "server_counts")]
-pub static SERVER_COUNTS: Array<CountChunk, { REAL_SERVERS_MAX as usize / 8 }, MMAPABLE> = Array::new();
+pub static SERVER_COUNTS: Array<CountChunk, { REAL_PLACES_MAX as usize / 8 }, MMAPABLE> = Array::new();
 
 /// Runs of real servers, and of chunks of `server_loads`, for the virtual servers' schedulers.
 #[btf_map(name = "scheduler_rings")]
@@ -91,7 +91,7 @@ pub static VS_COUNTERS: PerCpuArray<Counters, { VIRTUAL_SERVERS_MAX as usize }> 
 
 /// Counters by the index of a real server.
 #[btf_map(name = "rs_counters")]
-pub static RS_COUNTERS: PerCpuArray<Counters, { REAL_SERVERS_MAX as usize }> = PerCpuArray::new();
+pub static RS_COUNTERS: PerCpuArray<Counters, { REAL_PLACES_MAX as usize }> = PerCpuArray::new();
 
 /// Packets that were not forwarded, by reason.
 #[btf_map(name = "drops")]

@@ -364,13 +364,12 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
         Protocol::Tcp => tcp::after(meta.state(), flags, Sender::Server),
         Protocol::Udp => meta.state(),
     };
-    if next == meta.state() {
+    if hop != meta.client_hop() {
+        place.reroute(meta, next, hop);
+    } else if next == meta.state() {
         place.touch(meta);
     } else {
         place.advance(meta, next);
-    }
-    if hop != meta.client_hop() {
-        place.set_client_hop(hop);
     }
     let to = Translation {
         end: End::Source,

@@ -5,7 +5,7 @@ use lb_common::connection::{Meta, State};
 use lb_common::drop_reason::DropReason;
 use lb_common::hash;
 use lb_common::net::{Address, MacAddress, Port};
-use lb_common::real::{ClientHop, RealServerEntry};
+use lb_common::real::{ClientHop, RealServerEntry, hop_state};
 use lb_common::service::{NONE, VirtualServerEntry, service_flag};
 use lb_common::{CLIENT_HOPS_LENGTH, connection};
 
@@ -160,7 +160,12 @@ fn is_live(meta: Meta, index: u32, real: &RealServerEntry) -> bool {
         && connection::age(meta.last_seen(), clock::tick()) <= conntrack::timeout(meta.state())
 }
 
-/// The way back to the client, and its number in `client_hops` where the connection's slot should have another.
+/// The way back to the client, and its number in `client_hops`, which the connection's slot should have.
+///
+/// Where all places are taken, by clients that are reached by [`CLIENT_HOPS_LENGTH`] different ways at a time (each is
+/// mostly a router's), a connection keeps the number that it has, and the routing table is asked for each of its replies.
+/// One that has none is then served as long as the kernel knows the client's neighbour; where it does not, the way that the
+/// client's packets came is not remembered, and replies are dropped as `no_neighbour`.
 #[inline(always)]
 pub fn way_back(
     ctx: *mut xdp_md,
@@ -180,8 +185,8 @@ pub fn way_back(
             _ => egress_of(known.ok_or(DropReason::NoNeighbour)?),
         },
     };
-    let number = learn(&egress, routes);
-    fitting(packet, egress, number)
+    let learnt = learn(&egress, routes);
+    fitting(packet, egress, if learnt == 0 { number } else { learnt })
 }
 
 #[inline(always)]
@@ -202,12 +207,8 @@ fn hop(number: u32) -> Option<&'static ClientHop> {
     }
     let hop = maps::CLIENT_HOPS.get(number)?;
     // SAFETY: a word of a live map element.
-    (unsafe { word::read(&raw const hop.state) } >= READABLE).then_some(hop)
+    (unsafe { word::read(&raw const hop.state) } >= hop_state::READABLE).then_some(hop)
 }
-
-const FREE: u32 = 0;
-const WRITING: u32 = 1;
-const READABLE: u32 = 2;
 
 /// Any IP packet fits: the largest that its length field can state.
 const MTU_UNKNOWN: u32 = 65_535;
@@ -229,8 +230,10 @@ fn learn(egress: &Egress, routes: u32) -> u16 {
 /// How many places in `client_hops` are tried.
 const PROBES: u32 = 8;
 
-/// The number of an entry of `client_hops` with these addresses, interface, MTU and age; made if there is none. Zero where
-/// no place is left: then the routing table is asked for each packet.
+/// The number of an entry of `client_hops` with these addresses, interface, MTU and age; made if there is none, also where
+/// one lies behind a place that was freed since. Zero where no place is left: then the routing table is asked for each packet.
+///
+/// The caller enters it into a slot at once: user space waits for that before it frees an entry that seems unused.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn client_hop(destination: u64, source: u64, ifindex_mtu: u64, routes: u32) -> u32 {
@@ -241,20 +244,20 @@ pub extern "C" fn client_hop(destination: u64, source: u64, ifindex_mtu: u64, ro
         // SAFETY: a live map element, like all accesses below; its state says who may write it.
         unsafe {
             let state = word::read(&raw const (*hop).state);
-            if state == FREE && word::swap32(&raw mut (*hop).state, FREE, WRITING) {
+            if state == hop_state::FREE && word::swap32(&raw mut (*hop).state, hop_state::FREE, hop_state::WRITING) {
                 (*hop).routes = routes;
                 (*hop).ifindex = ifindex_mtu as u32;
                 (*hop).mtu = (ifindex_mtu >> 32) as u32;
                 (*hop).destination = mac(destination);
                 (*hop).source = mac(source);
-                word::write(&raw mut (*hop).state, READABLE);
+                word::write(&raw mut (*hop).state, hop_state::READABLE);
                 return number;
             }
             let is_same = (*hop).routes == routes
                 && u64::from((*hop).ifindex) | u64::from((*hop).mtu) << 32 == ifindex_mtu
                 && mac_word(&(*hop).destination) == destination
                 && mac_word(&(*hop).source) == source;
-            if state == READABLE && is_same {
+            if state == hop_state::READABLE && is_same {
                 return number;
             }
         }

@@ -4,7 +4,7 @@
 
 use lb_common::hash;
 use lb_common::real::load;
-use lb_common::service::{NONE, RING_CHUNK, Run, Scheduler, VirtualServerEntry, service_flag};
+use lb_common::service::{CHUNKS_COMPARED_MAX, NONE, RING_CHUNK, Run, Scheduler, VirtualServerEntry, service_flag};
 
 use crate::{load as loads, maps, service, word};
 
@@ -46,8 +46,6 @@ pub extern "C" fn next_server(service: u32) -> u32 {
 const TURNS: u32 = 64;
 /// How many alternatives a hash has.
 const ALTERNATIVES: u32 = 16;
-/// Most chunks that are compared for one connection: 256 real servers. Beyond that user space sets a window.
-const CHUNKS_MAX: u32 = 32;
 
 /// The next of the ring, in strict order over all CPUs.
 #[inline(always)]
@@ -127,7 +125,7 @@ fn least_loaded(service: &VirtualServerEntry) -> u32 {
     let chunk_at = |offset: u32| if is_short { Some(element_of(list, offset)) } else { element_at(chunks, offset) };
     let Some(begin) = chunk_at(first % chunks.length.max(1)) else { return NONE };
     let (mut best, mut best_chunk) = (u64::MAX, begin);
-    for round in 0..CHUNKS_MAX {
+    for round in 0..CHUNKS_COMPARED_MAX {
         if round >= rounds {
             break;
         }

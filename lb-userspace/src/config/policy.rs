@@ -86,6 +86,22 @@ pub fn report_one_packet_nat(table: &Reader<'_>, line: usize, report: &mut Repor
     Contradiction { key: "one_packet", must: "false", with, help }.report(table, report);
 }
 
+/// Real servers that `fo` and `ovf` compare.
+const COMPARED_MAX: usize = lb_common::service::CHUNKS_COMPARED_MAX as usize * lb_common::real::LANES;
+
+/// Reports more real servers than the scheduler can compare: those that have no window must look at all of them.
+pub fn check_number(table: &Reader<'_>, scheduler: Scheduler, real_servers: usize, report: &mut Report<'_>) {
+    if matches!(scheduler, Scheduler::Fo | Scheduler::Ovf) && real_servers > COMPARED_MAX {
+        let name = scheduler.name();
+        let message = format!(
+            "virtual_server has {real_servers} real servers and scheduler \"{name}\", which compares all of them: must be at \
+             most {COMPARED_MAX}"
+        );
+        let help = "give the rest to another virtual server, or take another scheduler".to_owned();
+        report.error(&table.span, message, Some(help));
+    }
+}
+
 /// What holds where a virtual server says nothing.
 const DEFAULT: Policy = Policy::new(Scheduler::Rr);
 

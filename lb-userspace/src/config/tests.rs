@@ -377,6 +377,27 @@ fn a_full_table_is_accepted_and_one_more_is_not() {
     assert_eq!(messages, [(2 + 4 + 4096 * 2 + 1, "more than 4096 real servers in all, must be at most 4096")]);
 }
 
+#[test]
+fn failover_is_refused_for_more_real_servers_than_are_compared() {
+    let file = |scheduler: &str, count: u16| {
+        let head =
+            "[xdp]\ninterfaces = [\"eth0\"]\n[[virtual_server]]\naddress = \"10.0.0.1:80\"\nprotocol = \"tcp\"\n";
+        let real = |n: u16| format!("[[virtual_server.real_server]]\naddress = \"10.1.{}.{}\"\n", n / 250, n % 250 + 1);
+        let servers: String = (0..count).map(real).collect();
+        format!("{head}forwarding = \"dr\"\nscheduler = \"{scheduler}\"\n{servers}")
+    };
+    for scheduler in ["fo", "ovf"] {
+        assert_eq!(accepted(&file(scheduler, 256)).virtual_servers.len(), 1);
+        let over = parse("x", &file(scheduler, 257)).unwrap_err();
+        let messages: Vec<_> = over.iter().map(|error| (error.line, error.message.as_str())).collect();
+        let expected = format!(
+            "virtual_server has 257 real servers and scheduler \"{scheduler}\", which compares all of them: must be at most 256"
+        );
+        assert_eq!(messages, [(3, expected.as_str())]);
+    }
+    assert_eq!(accepted(&file("wlc", 257)).virtual_servers.len(), 1);
+}
+
 /// Every diagnostic must be printable and lie in the file.
 fn survives(text: &str) {
     if let Err(diagnostics) = parse("x", text) {

@@ -78,6 +78,7 @@ fn read(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> O
     if let Some(line) = parent.first_nat.filter(|_| policy.one_packet) {
         policy::report_one_packet_nat(table, line, report);
     }
+    policy::check_number(table, policy.scheduler, real_servers.len(), report);
     Some(VirtualServer { name, service: service?, policy, real_servers, sorry_server })
 }
 

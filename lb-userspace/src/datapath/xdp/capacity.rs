@@ -1,6 +1,6 @@
 //! How large the maps must be for what is to be served. Pure.
 
-use lb_common::REAL_SERVERS_MAX;
+use lb_common::REAL_PLACES_MAX;
 use lb_common::real::LANES;
 use lb_common::service::ForwardingMethod;
 
@@ -11,7 +11,7 @@ use crate::datapath::{Servers, ServiceTable};
 /// What [`super::object::LoadOptions`] must have for a table, with room for changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Places for real servers: a power of two, 16..=4096.
+    /// Places for real servers: a power of two, 16..=16384.
     pub real_servers_max: u32,
     /// Length of `scheduler_rings`.
     pub ring_chunks: u32,
@@ -32,7 +32,7 @@ impl Capacity {
             all.any(|forwarding| forwarding == ForwardingMethod::Nat)
         };
         Self {
-            real_servers_max: (places + places / 2).clamp(16, REAL_SERVERS_MAX).next_power_of_two(),
+            real_servers_max: (places + places / 2).clamp(16, REAL_PLACES_MAX).next_power_of_two(),
             ring_chunks: (RING_ROOM * chunks).max(RING_CHUNKS_MIN),
             nat: table.values().any(forwarding),
             wide_tuples: table.keys().any(|service| service.address.is_ipv6() || service.address.port() == 0),
@@ -60,7 +60,7 @@ const RING_CHUNKS_MIN: u32 = 64;
 /// Places that a virtual server takes: whole chunks.
 fn places(servers: &Servers) -> u32 {
     let count = servers.real_servers.len() + usize::from(servers.sorry_server.is_some());
-    u32::try_from(count.next_multiple_of(LANES)).unwrap_or(REAL_SERVERS_MAX)
+    u32::try_from(count.next_multiple_of(LANES)).unwrap_or(REAL_PLACES_MAX)
 }
 
 fn ring_chunks(servers: &Servers) -> u32 {
@@ -112,6 +112,22 @@ mod tests {
         // each; 48 and 8 elements for the lists of chunks are 2 and 1: 3 * (2048 + 2 + 128 + 1).
         let expected = Capacity { real_servers_max: 128, ring_chunks: 6537, nat: true, wide_tuples: true };
         assert_eq!(Capacity::of(&table), expected);
+    }
+
+    #[test]
+    fn all_virtual_servers_that_there_may_be_have_room_for_all_real_servers() {
+        let table = |counts: &dyn Fn(u16) -> u8| -> ServiceTable {
+            (0..1024).map(|n| (service(&format!("10.0.0.1:{}", n + 1)), servers(Scheduler::Rr, counts(n)))).collect()
+        };
+        // 1024 chunks of eight places, and half again: 12,288.
+        assert_eq!(Capacity::of(&table(&|_| 1)).real_servers_max, 16_384);
+        // The most places that 4096 real servers take: nine each for 384 virtual servers, one for the others, 11,264 places.
+        let most = table(&|n| if n < 384 { 9 } else { 1 });
+        assert_eq!(most.values().map(|servers| servers.real_servers.len()).sum::<usize>(), 4096);
+        assert_eq!(most.values().map(places).sum::<u32>(), 11_264);
+        assert_eq!(Capacity::of(&most).real_servers_max, 16_384);
+        // A half of the virtual servers need a half of the room.
+        assert_eq!(Capacity::of(&table(&|n| u8::from(n < 512))).real_servers_max, 8192);
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::checksum::Delta;
 use lb_common::hash::index_key;
 use lb_common::net::{Address, Port};
-use lb_common::real::{NextHop, RealServerEntry, real_flag};
-use lb_common::service::{ForwardingMethod, NONE, Run, Scheduler, VirtualServerEntry, service_flag};
+use lb_common::real::{LANES, NextHop, RealServerEntry, real_flag};
+use lb_common::service::{
+    CHUNKS_COMPARED_MAX, ForwardingMethod, NONE, Run, Scheduler, VirtualServerEntry, service_flag,
+};
 
 use super::chains::Source;
 use super::way::Way;
@@ -53,12 +55,13 @@ pub fn virtual_server(service: Service, index: u32, policy: &Policy, behind: &Be
 }
 
 /// Above so many lanes, a new connection compares only a window of them, that begins with its turn.
-const LANES_COMPARED: u32 = 256;
+#[expect(clippy::cast_possible_truncation, reason = "it is 8")]
+const LANES_COMPARED: u32 = CHUNKS_COMPARED_MAX * LANES as u32;
 /// The window, in chunks.
 const WINDOW: u32 = 8;
 
 /// Whether real servers of equal load have their turns; `fo` and `ovf` always prefer the first.
-fn rotates(scheduler: Scheduler) -> bool {
+pub fn rotates(scheduler: Scheduler) -> bool {
     !matches!(scheduler, Scheduler::Fo | Scheduler::Ovf)
 }
 

@@ -6,7 +6,7 @@ use std::io::{self, Read as _};
 use aya::maps::Array;
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use lb_common::REAL_SERVERS_MAX;
+use lb_common::REAL_PLACES_MAX;
 use lb_common::connection::{TICK_SHIFT, Timeouts, buckets_for};
 use lb_common::hash::Secret;
 
@@ -17,7 +17,7 @@ use crate::host::jiffies_per_second;
 pub struct LoadOptions {
     /// Live connections with which the connection table is [`lb_common::connection::FILL_PERCENT`] full.
     pub connections_max: u32,
-    /// Places for real servers, raised to a power of two, 8..=4096. Each virtual server takes them by eights.
+    /// Places for real servers, raised to a power of two, 8..=16384. Each virtual server takes them by eights.
     pub real_servers_max: u32,
     /// Room for rings, in units of [`lb_common::service::RING_CHUNK`] elements.
     pub ring_chunks: u32,
@@ -135,7 +135,7 @@ pub fn load_object(
     let log_level = if options.packet_log { LOG_LEVEL_INFO } else { 0 };
     let (nat_replies, wide_tuples) = (u32::from(options.nat), u32::from(options.wide_tuples));
     let buckets = buckets_for(options.connections_max);
-    let places = options.real_servers_max.clamp(LANES, REAL_SERVERS_MAX).next_power_of_two();
+    let places = options.real_servers_max.clamp(LANES, REAL_PLACES_MAX).next_power_of_two();
     let rejects_per_tick = rejects_per_tick(options.reject_rate, jiffies_per_second());
     let (service_mask, reply_mask) = (SERVICE_BUCKETS - 1, REPLY_BUCKETS * places - 1);
     let mut ebpf = EbpfLoader::new()

@@ -180,6 +180,12 @@ impl Places {
 #[expect(clippy::cast_possible_truncation, reason = "it is 8")]
 const LANE_COUNT: u16 = LANES as u16;
 
+/// The chunks of `indexes`, in the order of the first index in each.
+pub fn chunks_of(indexes: impl IntoIterator<Item = u16>) -> Vec<u16> {
+    let mut seen = BTreeSet::new();
+    indexes.into_iter().map(chunk_of).filter(|chunk| seen.insert(*chunk)).collect()
+}
+
 /// The chunk that a place is in.
 pub fn chunk_of(index: u16) -> u16 {
     index / LANE_COUNT
@@ -225,6 +231,24 @@ mod tests {
         assert_eq!(places.chunks_with(service, &[16]), [2]);
         assert_eq!(places.of(service).count(), 9);
         assert_eq!(places.find(&tenant(1, 9)), Some(16));
+    }
+
+    #[test]
+    fn chunks_are_told_once_in_the_order_of_the_places() {
+        assert_eq!(chunks_of([17, 40, 16, 3, 47, 18]), [2, 5, 0]);
+        assert!(chunks_of([]).is_empty());
+    }
+
+    #[test]
+    fn every_virtual_server_that_there_may_be_gets_a_chunk() {
+        let now = Instant::now();
+        let mut places = Places::new(lb_common::REAL_PLACES_MAX);
+        let indexes: Vec<_> = (0..1024).map(|service| take(&mut places, service, 1, now)).collect();
+        assert!(indexes.into_iter().eq((0..1024).map(|service| Some(service * 8))));
+        // As do all others of 4096 real servers, and one virtual server's in order.
+        let more: Vec<_> = (2..=5).map(|n| take(&mut places, 1023, n, now)).collect();
+        assert_eq!(more, [8185, 8186, 8187, 8188].map(Some));
+        assert_eq!(places.capacity(), 16_384);
     }
 
     #[test]

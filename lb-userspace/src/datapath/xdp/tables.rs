@@ -4,6 +4,7 @@
 //! virtual server does, and the virtual server before the index leads to it. On removal the reverse: nothing goes while
 //! something names it. What packets may still be reading rests before it is written again: `rest.rs`.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
@@ -17,7 +18,7 @@ use lb_common::interface::InterfaceEntry;
 use lb_common::net::MacAddress;
 use lb_common::real::{CountChunk, LANES, LoadChunk, RealServerEntry, load};
 use lb_common::service::{
-    IndexEntry, Lookups, RING_CHUNK, RingChunk, Run, ServiceKey, VirtualServerEntry, service_flag,
+    IndexEntry, Lookups, RING_CHUNK, RingChunk, Run, Scheduler, ServiceKey, VirtualServerEntry, service_flag,
 };
 use lb_common::{ABI_VERSION, INTERFACES_LENGTH, VIRTUAL_SERVERS_MAX};
 
@@ -26,7 +27,7 @@ use super::entries::{self, Behind};
 use super::live_index::{LiveIndex, Put};
 use super::mapped::Mapped;
 use super::maps::Maps;
-use super::places::{chunk_of, lane_of};
+use super::places::{chunk_of, chunks_of, lane_of};
 use super::slots::Slots;
 pub use super::way::Way;
 use crate::datapath::{Change, Datapath, DatapathError, Servers, ServiceTable, Settings};
@@ -177,7 +178,7 @@ impl XdpDatapath {
             servers.real_servers.iter().map(|(address, settings)| (*address, settings.weight)).collect();
         let ring = entries::ring(servers.policy.scheduler, &weights);
         let ring: Vec<u16> = ring.into_iter().filter_map(|position| real_servers.get(position).copied()).collect();
-        let chunks = self.slots.places.chunks_with(service, &real_servers);
+        let chunks = self.chunks(service, servers.policy.scheduler, &weights, &real_servers);
         let lanes = lanes(&chunks, &real_servers);
         let ring = self.write_run(&ring)?;
         let chunks = self.write_run(&chunks).inspect_err(|_| self.slots.runs.release(ring, Instant::now()))?;
@@ -189,6 +190,22 @@ impl XdpDatapath {
         self.lead_to(service, &entry)?;
         self.maps.put_virtual_server(service.into(), entry)?;
         self.retire(service, servers)
+    }
+
+    /// Where the real servers of `service` are, these with these weights, for schedulers that compare loads.
+    fn chunks(
+        &self,
+        service: Service,
+        scheduler: Scheduler,
+        weights: &[(SocketAddr, Weight)],
+        real_servers: &[u16],
+    ) -> Vec<u16> {
+        if entries::rotates(scheduler) {
+            return self.slots.places.chunks_with(service, real_servers);
+        }
+        let mut by_weight: Vec<_> = weights.iter().map(|(_, weight)| Reverse(*weight)).zip(real_servers).collect();
+        by_weight.sort_by_key(|(weight, _)| *weight);
+        chunks_of(by_weight.into_iter().map(|(_, index)| *index))
     }
 
     fn remove(&mut self, service: Service) -> Result<(), DatapathError> {
@@ -341,4 +358,4 @@ pub(super) fn sleep_until(until: Instant) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -5,8 +5,8 @@
 //! only if its CPU was stopped. A slot that was the same both times held that connection when the counters were read. A slot
 //! that was not may or may not have counted. So the truth lies between two bounds, which are one where nothing happened, and
 //! a counter outside of them is wrong. What could still deceive is a slot that was left and taken again between the two looks,
-//! in the same state for the same real server, or a CPU that stood still in the middle of a change; not three times running
-//! and by the same number. After [`AGREEMENTS`] audits that agree, the counter is moved to the nearer bound: never past the
+//! for the same real server by a connection that had come as far, or a CPU that stood still in the middle of a change; not
+//! three times running and by the same number. After [`AGREEMENTS`] audits that agree, the counter is moved to the nearer bound: never past the
 //! truth. A busy real server is repaired up to its churn at once, and the rest when it has a quiet moment.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
@@ -126,56 +126,60 @@ impl Suspicion {
     }
 }
 
-/// What a slot held, in two bytes: the real server's index × 16 + a number for the state. Zero: nothing that is counted.
+/// What a slot held, in two bytes: the real server's index × 4 + how far the connection had come. Zero: nothing that is counted.
+///
+/// A connection goes from one stage to the next and never back, and is counted alike throughout a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Held(u16);
 
-/// The states that count, numbered from 1; the active ones last.
-const COUNTED: [u8; 9] = [
-    State::OPENING,
-    State::UDP_NEW,
-    State::CLIENT_FIN,
-    State::SERVER_FIN,
-    State::BOTH_FIN,
-    State::CLOSED,
-    State::UDP,
-    State::SETTLING,
-    State::ESTABLISHED,
-];
-const FIRST_ACTIVE: u16 = 8;
+const NOT_COUNTED: u16 = 0;
+const OPENING: u16 = 1;
+const ACTIVE: u16 = 2;
+const CLOSING: u16 = 3;
 
-/// By a state's number: its place in [`COUNTED`], from 1; zero for those that are not in it.
-const PLACES: [u16; 128] = {
-    let mut places = [0; 128];
-    let mut place = 0;
-    while place < COUNTED.len() {
+/// By a state's number: its stage.
+const STAGES: [u16; 128] = {
+    let mut stages = [NOT_COUNTED; 128];
+    let counted = [
+        (State::OPENING, OPENING),
+        (State::UDP_NEW, OPENING),
+        (State::UDP, OPENING),
+        (State::SETTLING, ACTIVE),
+        (State::ESTABLISHED, ACTIVE),
+        (State::CLIENT_FIN, CLOSING),
+        (State::SERVER_FIN, CLOSING),
+        (State::BOTH_FIN, CLOSING),
+        (State::CLOSED, CLOSING),
+    ];
+    let mut number = 0;
+    while number < counted.len() {
         #[expect(clippy::indexing_slicing, reason = "computed at compile time")]
-        #[expect(clippy::cast_possible_truncation, reason = "nine of them")]
         {
-            places[COUNTED[place] as usize] = place as u16 + 1;
+            let (state, stage) = counted[number];
+            stages[state as usize] = stage;
         }
-        place += 1;
+        number += 1;
     }
-    places
+    stages
 };
 
-const _: () = assert!(lb_common::REAL_SERVERS_MAX <= 1 << 12);
+const _: () = assert!(lb_common::REAL_PLACES_MAX <= 1 << 14);
 
 impl From<Meta> for Held {
     fn from(meta: Meta) -> Self {
-        match PLACES.get(usize::from(meta.state())) {
-            None | Some(0) => Self(0),
-            Some(place) => Self(meta.real_server() << 4 | place),
+        match STAGES.get(usize::from(meta.state())) {
+            None | Some(&NOT_COUNTED) => Self(0),
+            Some(stage) => Self(meta.real_server() << 2 | stage),
         }
     }
 }
 
 impl Held {
     fn real_server(self) -> Option<usize> {
-        (self.0 != 0).then_some(usize::from(self.0 >> 4))
+        (self.0 != 0).then_some(usize::from(self.0 >> 2))
     }
 
     fn is_active(self) -> bool {
-        self.0 & 0xf >= FIRST_ACTIVE
+        self.0 & 3 == ACTIVE
     }
 }

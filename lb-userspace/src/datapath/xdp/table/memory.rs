@@ -23,6 +23,7 @@ pub struct Memory {
     services: Vec<AtomicU64>,
     counts: Vec<AtomicU64>,
     loads: Vec<AtomicU64>,
+    client_hops: Vec<AtomicU64>,
 }
 
 /// What tests set of a real server.
@@ -90,12 +91,13 @@ impl Memory {
             services: words(4 * 16),
             counts: words(real_servers),
             loads: words(real_servers),
+            client_hops: words(lb_common::CLIENT_HOPS_LENGTH as usize * 4),
         }
     }
 
     pub fn tables(&self) -> Tables<'_> {
-        let Self { connections, tuples, real_servers, services, counts, loads } = self;
-        Tables { connections, tuples, real_servers, services, counts, loads }
+        let Self { connections, tuples, real_servers, services, counts, loads, client_hops } = self;
+        Tables { connections, tuples, real_servers, services, counts, loads, client_hops }
     }
 
     pub fn put_real(&self, index: u16, real: Real) {

@@ -7,7 +7,7 @@ use aya::Pod;
 use aya::maps::{Array, Map, MapData, MapError};
 use lb_common::ABI_VERSION;
 use lb_common::connection::{Bucket, Timeouts, TupleBucket};
-use lb_common::real::{CountChunk, LoadChunk, RealServerEntry};
+use lb_common::real::{ClientHop, CountChunk, LoadChunk, RealServerEntry};
 use lb_common::service::VirtualServerEntry;
 
 use super::words::Tables;
@@ -23,6 +23,7 @@ pub struct MappedTables {
     services: Mapped<VirtualServerEntry>,
     counts: Mapped<CountChunk>,
     loads: Mapped<LoadChunk>,
+    client_hops: Mapped<ClientHop>,
 }
 
 impl MappedTables {
@@ -40,6 +41,7 @@ impl MappedTables {
             services: maps.mapped("services")?,
             counts: maps.mapped("server_counts")?,
             loads: maps.mapped("server_loads")?,
+            client_hops: maps.mapped("client_hops")?,
         })
     }
 
@@ -60,12 +62,13 @@ impl MappedTables {
             services: map(directory, "services")?,
             counts: map(directory, "server_counts")?,
             loads: map(directory, "server_loads")?,
+            client_hops: map(directory, "client_hops")?,
         })
     }
 
     /// The maps as words.
     pub fn tables(&self) -> Tables<'_> {
-        let Self { connections, tuples, real_servers, services, counts, loads } = self;
+        let Self { connections, tuples, real_servers, services, counts, loads, client_hops } = self;
         Tables {
             connections: connections.words(),
             tuples: tuples.words(),
@@ -73,6 +76,7 @@ impl MappedTables {
             services: services.words(),
             counts: counts.words(),
             loads: loads.words(),
+            client_hops: client_hops.words(),
         }
     }
 }

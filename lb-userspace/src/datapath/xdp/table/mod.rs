@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! task ─► scanner ─► sweep   every slot once a round: connections whose time is over end
+//!   │        ├─────► hops    each round: ways back to clients that no connection uses are freed
 //!   │        ├─────► loads   each slice: is every load what its counts make of it?
 //!   │        └─────► audit   each minute: do the counts agree with the table?
 //!   └──── clock              the packet path's time
@@ -16,6 +17,7 @@
 pub mod audit;
 pub mod clock;
 pub mod connection;
+pub mod hops;
 pub mod loads;
 pub mod memory_maps;
 pub mod scanner;

@@ -6,6 +6,7 @@ use lb_common::connection::{TICK_SHIFT, Timeouts};
 use lb_common::hash::Secret;
 
 use super::audit::{Audits, CountRepair};
+use super::hops::Hops;
 use super::loads::{LoadRepair, Looks};
 use super::sweep::{Census, Sweep, Swept, Time};
 use super::words::Tables;
@@ -52,6 +53,7 @@ pub struct Scanner {
     next: usize,
     round: u32,
     swept: Swept,
+    hops: Hops,
     looks: Looks,
     audits: Audits,
     report: Report,
@@ -65,6 +67,7 @@ impl Scanner {
             next: 0,
             round: 0,
             swept: Swept::default(),
+            hops: Hops::default(),
             looks: Looks::default(),
             audits: Audits::default(),
             report: Report::default(),
@@ -72,8 +75,11 @@ impl Scanner {
     }
 
     /// Goes over the next slice at the coarse tick `now`, and looks at the loads. Returns the loads that it put right.
+    ///
+    /// Between two slices every packet must be through that was under way when the first ended, as in [`PAUSE`].
     pub fn slice(&mut self, tables: &Tables<'_>, now: u16) -> Vec<LoadRepair> {
         let Constants { timeouts, secret, jiffies_per_second } = &self.constants;
+        self.hops.free(tables);
         let buckets = tables.bucket_count();
         let length = buckets.div_ceil(SLICES).clamp(1, SLICE_MAX);
         let time =
@@ -82,15 +88,16 @@ impl Scanner {
         Sweep::new(*tables, timeouts, secret, time).run(self.next, end, &mut self.swept);
         self.next = end;
         if end >= buckets {
-            self.end_round();
+            self.end_round(tables);
         }
         let repairs = self.looks.look(tables);
         self.report.repaired += u64::try_from(repairs.len()).unwrap_or(0);
         repairs
     }
 
-    fn end_round(&mut self) {
-        let Swept { census, expired } = std::mem::take(&mut self.swept);
+    fn end_round(&mut self, tables: &Tables<'_>) {
+        let Swept { census, expired, hops } = std::mem::take(&mut self.swept);
+        self.hops.end_round(tables, &hops);
         self.report.census = census;
         self.report.expired += expired;
         self.report.rounds += 1;

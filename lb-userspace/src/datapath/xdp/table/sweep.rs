@@ -6,6 +6,7 @@ use lb_common::connection::{Meta, SLOTS, State, Timeouts, age};
 use lb_common::hash::{self, Secret};
 use lb_common::net::{Address, Port};
 
+use super::hops::Named;
 use super::words::{ServiceWords, SlotWords, Tables};
 
 /// What a virtual server's persistence timeout is divided by for how often live connections renew their template. A template
@@ -35,6 +36,8 @@ pub struct Swept {
     pub census: Census,
     /// Connections and templates that have ended because their time was over, or their real server gone.
     pub expired: u64,
+    /// The ways back to clients that slots name.
+    pub hops: Named,
 }
 
 /// One go over a part of the table.
@@ -90,8 +93,12 @@ impl<'a> Sweep<'a> {
     pub fn run(&self, start: usize, end: usize, swept: &mut Swept) {
         for (slot, number) in self.tables.slots_between(start, end).zip(start * SLOTS..) {
             let meta = slot.meta();
+            if matches!(meta.state(), State::FREE | State::LOCKED) {
+                continue;
+            }
+            // Also of one that is over: the packet path may be quicker, and keep it.
+            swept.hops.note(meta.client_hop());
             match meta.state() {
-                State::FREE | State::LOCKED => {}
                 _ if !self.is_over(meta) => {
                     swept.census.add(meta.state());
                     self.renew(slot, meta, number);

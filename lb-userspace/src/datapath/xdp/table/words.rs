@@ -35,6 +35,8 @@ pub struct Tables<'a> {
     pub counts: &'a [AtomicU64],
     /// `server_loads`.
     pub loads: &'a [AtomicU64],
+    /// `client_hops`.
+    pub client_hops: &'a [AtomicU64],
 }
 
 impl<'a> Tables<'a> {

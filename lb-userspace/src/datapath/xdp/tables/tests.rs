@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::*;
+use crate::datapath::xdp::capacity::Capacity;
 use crate::datapath::xdp::object::{self, LoadOptions};
 use crate::datapath::xdp::rest::REST;
 use crate::datapath::xdp::{attach, pins};
@@ -21,10 +22,11 @@ use crate::model::{self, Removal};
 use crate::reconcile::{plan, reconcile};
 use crate::schedule::cost::{costs, load_word};
 
-const OPTIONS: LoadOptions = LoadOptions {
+pub const OPTIONS: LoadOptions = LoadOptions {
     connections_max: 1024,
     real_servers_max: 256,
-    ring_chunks: 4096,
+    // Each of the virtual servers below with two tables of 65,521 elements.
+    ring_chunks: 32_768,
     nat: true,
     wide_tuples: true,
     reject_rate: 1000,
@@ -34,7 +36,7 @@ const OPTIONS: LoadOptions = LoadOptions {
 };
 
 /// The loaded program with empty tables; without root or the program, says so and is `None`.
-fn load(options: &LoadOptions) -> Option<XdpDatapath> {
+pub fn load(options: &LoadOptions) -> Option<XdpDatapath> {
     let missing = if !object::is_embedded() {
         "the XDP programs are not built in; run `cargo xtask test`"
     } else if !nix::unistd::geteuid().is_root() {
@@ -429,6 +431,74 @@ fn as_many_virtual_servers_as_there_may_be_are_found() {
     }
     let refused = datapath.apply(&Change::Put(service(1025), none));
     assert!(matches!(refused, Err(DatapathError::Full { table: "virtual_servers", capacity: 1024, remedy: _ })));
+}
+
+/// The most that a configuration may name, and the time that it takes to install.
+#[test]
+fn as_many_real_servers_as_there_may_be_are_installed() {
+    let settings =
+        Settings { weight: Weight::ONE, forwarding: ForwardingMethod::Nat, thresholds: Thresholds::default() };
+    let desired: ServiceTable = (0..1024_u16)
+        .map(|number| {
+            let service = Service { address: ([10, 0, 0, 1], number + 1).into(), protocol: Protocol::Tcp };
+            // Each real server behind 64 of them.
+            let [high, low] = (number / 64).to_be_bytes();
+            let real_servers = (1..=4).map(|n| (SocketAddr::from(([10, 1 + high, low, n], 80)), settings)).collect();
+            (service, Servers { policy: policy(Scheduler::Wlc), real_servers, sorry_server: None })
+        })
+        .collect();
+    let Some((mut datapath, took)) = installed_for(&desired) else { return };
+    eprintln!("1024 virtual servers with 4 real servers each: {took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert_eq!(datapath.installed().unwrap(), desired);
+    check_replies(&datapath);
+    let since = Instant::now();
+    datapath.set_way([10, 1, 0, 1].into(), Way::LOCAL).unwrap();
+    assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
+}
+
+#[test]
+fn many_real_servers_of_one_virtual_server_are_compared_or_have_their_turn() {
+    let settings = |n: u16| Settings {
+        weight: Weight::new(1 + n % 7),
+        forwarding: ForwardingMethod::Dr,
+        thresholds: Thresholds::default(),
+    };
+    // By a window that turns, or all of them.
+    for (scheduler, count, window) in [(Scheduler::Wlc, 1024, 8), (Scheduler::Wlc, 256, 0), (Scheduler::Fo, 256, 0)] {
+        let address = |n: u16| SocketAddr::new(IpAddr::from((0x0a02_0000 + u32::from(n)).to_be_bytes()), 80);
+        let real_servers = (0..count).map(|n| (address(n), settings(n))).collect();
+        let all = Servers { policy: policy(scheduler), real_servers, sorry_server: None };
+        let desired = ServiceTable::from([(service(0), all)]);
+        let Some((datapath, took)) = installed_for(&desired) else { return };
+        eprintln!("{count} real servers by {}: {took:?}", scheduler.name());
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        let entry = datapath.views.services.get(0).unwrap();
+        assert_eq!((entry.window, entry.chunks.length), (window, u32::from(count) / 8));
+        check(&datapath, &desired);
+    }
+}
+
+/// A datapath of the right size with `desired`, and the time that it took to install.
+fn installed_for(desired: &ServiceTable) -> Option<(XdpDatapath, Duration)> {
+    let Capacity { real_servers_max, ring_chunks, nat, wide_tuples } = Capacity::of(desired);
+    let mut datapath = load(&LoadOptions { real_servers_max, ring_chunks, nat, wide_tuples, ..OPTIONS })?;
+    let since = Instant::now();
+    assert_eq!(reconcile(&mut datapath, desired).unwrap(), desired.len());
+    Some((datapath, since.elapsed()))
+}
+
+#[test]
+fn the_best_of_a_failover_are_compared_first() {
+    let Some(mut datapath) = load(&OPTIONS) else { return };
+    let web = service(0);
+    // Chunks of eight by address: weights of 1, of 2, and of 2 but for one of 9.
+    let weights: Vec<(u8, u16)> = (1..=24).map(|n| (n, if n == 20 { 9 } else { 1 + u16::from(n > 8) })).collect();
+    for (scheduler, expected) in [(Scheduler::Fo, [2, 1, 0]), (Scheduler::Ovf, [2, 1, 0]), (Scheduler::Lc, [0, 1, 2])] {
+        put(&mut datapath, web, servers(web, ForwardingMethod::Dr, scheduler, &weights));
+        let entry = datapath.views.services.get(0).unwrap();
+        assert_eq!(elements(&datapath, entry.chunks), expected, "{}", scheduler.name());
+    }
 }
 
 #[test]
