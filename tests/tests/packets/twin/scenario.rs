@@ -144,8 +144,9 @@ fn real() -> impl Strategy<Value = RealSpec> {
 
 /// Upper and lower threshold.
 fn limits() -> impl Strategy<Value = (u32, u32)> {
-    let some = (1..6_u32, 0..4_u32).prop_map(|(upper, lower)| (upper, lower.min(upper)));
-    prop_oneof![3 => Just((0, 0)), 1 => some]
+    // Below three quarters of 4 is the least that differs from at most three quarters.
+    let some = select(vec![(1, 0), (2, 0), (2, 1), (3, 3), (4, 0), (4, 0), (5, 2)]);
+    prop_oneof![2 => Just((0, 0)), 1 => some]
 }
 
 fn extras() -> impl Strategy<Value = Extras> {
