@@ -117,9 +117,8 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
         && let Err(stop) = enter(ctx, packet, key, &choice, lookups)
     {
         // Without a slot a reply would not find its way back; else the client keeps to the server that its key names.
-        let (index, real) = stateless(hit, key).filter(|_| stop == DropReason::TableFull).ok_or(stop)?;
-        (choice.index, choice.real) = (index, real);
-        way = forward::to_real_server(ctx, packet, index, real)?;
+        choice = stateless(hit, key, choice).filter(|_| stop == DropReason::TableFull).ok_or(stop)?;
+        way = forward::to_real_server(ctx, packet, choice.index, choice.real)?;
     }
     // The verifier removes the branch where the packet log is off.
     if level_enabled(Level::Info) {
@@ -178,7 +177,8 @@ fn known(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Known {
     }
     if next != state {
         place.advance(meta, next);
-        if hit.flags & service_flag::PERSISTENT != 0 {
+        let is_established = next == State::SETTLING || next == State::UDP;
+        if is_established && hit.flags & service_flag::PERSISTENT != 0 {
             let [a, b] = packet.source.halves();
             template::confirm_template(hit.index, a, b);
         }
@@ -213,17 +213,22 @@ fn open(packet: &Packet, hit: Hit, key: u64, flags: u8, locked: bool) -> Result<
     };
     if is_stateless {
         newcomer.0 &= Newcomer::COUNTS;
-        let refusal = match locked {
+    }
+    let is_by_key = is_stateless && !service.scheduler.is_hash();
+    let index = match is_by_key {
+        true => schedule::stateless_server(hit.index, key),
+        false => scheduled(packet, hit, service, &mut newcomer),
+    };
+    let refusal = Stop::by(service.no_real_server, DropReason::NoRealServer);
+    let real = real_server(index, hit).ok_or(refusal)?;
+    if is_stateless && real.forwarding == ForwardingMethod::Nat {
+        // Its reply would not find its way back.
+        return Err(match locked {
             // What is sent again finds the slot written.
             true => Stop::Drop(DropReason::TableFull),
             false => Stop::by(service.unknown_connection, DropReason::NoConnection),
-        };
-        let (index, real) = stateless(hit, key).ok_or(refusal)?;
-        return Ok(Choice { index, real, newcomer });
+        });
     }
-    let index = scheduled(packet, hit, service, &mut newcomer);
-    let refusal = Stop::by(service.no_real_server, DropReason::NoRealServer);
-    let real = real_server(index, hit).ok_or(refusal)?;
     Ok(Choice { index, real, newcomer })
 }
 
@@ -238,15 +243,16 @@ enum Midstream {
 
 #[inline(always)]
 fn midstream(service: &VirtualServerEntry, key: u64, flags: u8) -> Midstream {
-    let is_hash = service.scheduler.is_hash();
-    if is_hash || service.flags & service_flag::SLOPPY_TCP != 0 {
-        return match tcp::is_under_way(flags) {
-            true => Midstream::Schedule(State::SETTLING),
-            false if is_hash => Midstream::Schedule(State::FREE),
-            false => Midstream::Refuse,
-        };
+    let is_under_way = tcp::is_under_way(flags);
+    if service.scheduler.is_hash() {
+        return Midstream::Schedule(if is_under_way { State::SETTLING } else { State::FREE });
     }
-    if conntrack::is_crowded(key) != 0 { Midstream::Stateless } else { Midstream::Refuse }
+    // Before it is scheduled as new: its SYN may have gone by its key.
+    if conntrack::is_crowded(key) != 0 {
+        return Midstream::Stateless;
+    }
+    let is_sloppy = service.flags & service_flag::SLOPPY_TCP != 0;
+    if is_sloppy && is_under_way { Midstream::Schedule(State::SETTLING) } else { Midstream::Refuse }
 }
 
 /// The index of the real server that template, scheduler or sorry server gives; [`NONE`] without any.
@@ -281,15 +287,18 @@ fn real_server(index: u32, hit: Hit) -> Option<&'static RealServerEntry> {
     (real.generation != 0 && real.virtual_server == hit.index).then_some(real)
 }
 
-/// The real server for a packet whose connection has no slot; none behind `nat`, where the reply would be lost.
+/// Where a new connection goes that found no slot, instead of to its `choice`; nowhere behind `nat`, where the reply would be
+/// lost.
+///
+/// The schedulers by hash have chosen what they will choose for its other packets too.
 #[inline(always)]
-fn stateless(hit: Hit, key: u64) -> Option<(u32, &'static RealServerEntry)> {
-    let index = schedule::stateless_server(hit.index, key);
-    let real = real_server(index, hit)?;
-    match real.forwarding {
-        ForwardingMethod::Nat => None,
-        ForwardingMethod::Dr | ForwardingMethod::Tun => Some((index, real)),
+fn stateless(hit: Hit, key: u64, choice: Choice) -> Option<Choice> {
+    let mut choice = choice;
+    if !service::by_index(hit.index)?.scheduler.is_hash() {
+        choice.index = schedule::stateless_server(hit.index, key);
+        choice.real = real_server(choice.index, hit)?;
     }
+    (choice.real.forwarding != ForwardingMethod::Nat).then_some(choice)
 }
 
 /// Gives a new connection its slot.

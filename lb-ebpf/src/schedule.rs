@@ -94,7 +94,8 @@ fn by_hash(service: &VirtualServerEntry, hash: u64) -> u32 {
     NONE
 }
 
-/// The real server for a connection that has no slot in the connection table: the same for each of its packets.
+/// The real server for a connection that has no slot in the connection table, the same for each of its packets; the sorry
+/// server where none has a weight, and [`NONE`] without that.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stateless_server(service: u32, key: u64) -> u32 {
@@ -104,11 +105,15 @@ pub extern "C" fn stateless_server(service: u32, key: u64) -> u32 {
     let hash = hash::mix(key ^ secret);
     for offset in 0..u64::from(ALTERNATIVES) {
         let real = element(ring, hash.wrapping_add(offset));
-        if real == NONE || loads::has_weight(real) {
+        if real == NONE {
+            break;
+        }
+        if loads::has_weight(real) {
             return real;
         }
     }
-    NONE
+    // SAFETY: a word of a live map element.
+    unsafe { word::read(&raw const service.sorry_server) }
 }
 
 /// The real server with the smallest load, of all or of a window; the turn decides between equals. [`UNDECIDED`] where a

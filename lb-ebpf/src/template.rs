@@ -48,10 +48,8 @@ pub extern "C" fn redirect_template(service: u32, client_a: u64, client_b: u64, 
     let Some(entry) = service::by_index(service) else { return 1 };
     let client = masked(entry, [client_a, client_b]);
     let Lookup::Found(template, meta) = conntrack::find(key(entry, client), true) else { return 0 };
-    let (index, generation) = (place as u16, (place >> 32) as u8);
-    if meta.real_server() != index || meta.generation() != generation {
-        template.redirect(meta, index, generation);
-    }
+    // Also where it is the same one as before: then its time had run out, and begins anew.
+    template.redirect(meta, place as u16, (place >> 32) as u8);
     1
 }
 
@@ -78,7 +76,8 @@ fn find(service: u32, client: [u64; 2]) -> Option<(Place, Meta)> {
         && real.virtual_server == service
         && real.flags & real_flag::REMOVED == 0;
     let age = lb_common::connection::age(meta.last_seen(), clock::tick());
-    (is_current && u32::from(age) <= entry.persistence_timeout).then_some((place, meta))
+    let is_fresh = u32::from(age) <= entry.persistence_timeout && age <= conntrack::timeout(meta.state());
+    (is_current && is_fresh).then_some((place, meta))
 }
 
 /// What of a client's address makes its template.

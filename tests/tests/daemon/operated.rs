@@ -235,11 +235,22 @@ pub fn while_talking(crowd: &mut Crowd, work: impl FnOnce(&Rounds) -> Result<()>
     let (stop, rounds) = (AtomicBool::new(false), crowd.rounds());
     std::thread::scope(|scope| {
         let talk = scope.spawn(|| crowd.talk_until(&stop));
-        let done = work(&rounds);
-        stop.store(true, Ordering::Relaxed);
+        let done = {
+            let _stops = StopOnDrop(&stop);
+            work(&rounds)
+        };
         talk.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         done
     })
+}
+
+/// Sets the flag also where a failed assertion unwinds: the scope would wait for ever.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A client's UDP port.

@@ -7,44 +7,73 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::AddAssign;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::{env, panic, thread};
 
-use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::{Ebpf, Pod};
 use evenkeel_tests::bpf::{Instruction, Program, ProgramTable};
 use evenkeel_tests::lab;
-use lb_common::connection::Timeouts;
+use lb_common::connection::{Bucket, Timeouts, buckets_for};
 use lb_common::drop_reason::DropReason;
+use lb_common::hash::Secret;
 use lb_common::net::{MacAddress, Protocol};
-use lb_common::real::{NextHop, NextHopState};
-use lb_common::service::{ForwardingMethod, Scheduler};
+use lb_common::real::{CountChunk, NextHop, NextHopState, RealServerEntry};
+use lb_common::service::{ForwardingMethod, Scheduler, ServiceKey, VirtualServerEntry};
 use lb_userspace::datapath::xdp::object::{self, LoadOptions};
 use lb_userspace::datapath::xdp::pins::MAPS;
 use lb_userspace::datapath::xdp::tables::Way;
 use lb_userspace::datapath::xdp::{XdpDatapath, attach};
-use lb_userspace::datapath::{Servers, ServiceTable, Settings};
-use lb_userspace::model::{Service, Weight};
+use lb_userspace::datapath::{Policy, Servers, ServiceTable, Settings};
+use lb_userspace::host::jiffies_per_second;
+use lb_userspace::model::{self, Service, Thresholds, VirtualServer, Weight};
 use lb_userspace::reconcile::reconcile;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
+use nix::unistd::Pid;
 
 use super::frame::Frame;
-use super::scene::{FAMILIES, Family, INGRESS, OUR_MAC, PROTOCOLS, UNLISTED, real_mac, real_server, service};
+use super::oracle;
+use super::scene::{FAMILIES, Family, INGRESS, Mac, OUR_MAC, PROTOCOLS, UNLISTED, real_mac, real_server, service};
 
 /// What lies before a frame: 64 bytes of ones.
 pub const POISON: [u8; 64] = [0xff; 64];
 
 const ADJUST_HEAD: i32 = 44;
 const TAIL_CALL: i32 = 12;
+const JIFFIES64: i32 = 118;
 const XDP_ABORTED: i32 = 0;
 
 /// Timeouts in ticks, far apart so that a test sees which one counts, and longer than any test runs.
-pub const TIMEOUTS: Timeouts = Timeouts { syn: 1000, established: 4000, closing: 2000, udp: 3000 };
+pub mod timeout {
+    pub const HALF_OPEN: u16 = 1000;
+    pub const ESTABLISHED: u16 = 4000;
+    pub const CLOSING: u16 = 2000;
+    pub const RESET: u16 = 500;
+    pub const UDP: u16 = 3000;
+}
 
 /// What the tests load unless they say otherwise.
-pub const OPTIONS: LoadOptions =
-    LoadOptions { connections_max: 4096, real_servers_max: 256, nat: true, packet_log: false, timeouts: TIMEOUTS };
+pub const OPTIONS: LoadOptions = LoadOptions {
+    connections_max: 4096,
+    real_servers_max: 256,
+    ring_chunks: 16_384,
+    nat: true,
+    wide_tuples: true,
+    reject_rate: 1_000_000,
+    packet_log: false,
+    timeouts: Timeouts::new(timeout::HALF_OPEN, timeout::ESTABLISHED, timeout::CLOSING, timeout::RESET, timeout::UDP),
+    secret: Secret { words: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210] },
+};
 
-/// Runs `test` in a thread with a network namespace of its own; where that can't be, says why and leaves it out.
+/// Whether tests take as long as they need to find what is rare: with `EVENKEEL_LONG=1`, minutes instead of seconds.
+pub fn is_long() -> bool {
+    env::var_os("EVENKEEL_LONG").is_some_and(|value| value == "1")
+}
+
+/// Runs `test` in a thread with a network namespace of its own, on one CPU, which has counters and budgets of its own; where
+/// that can't be, says why and leaves it out.
 ///
 /// # Panics
 /// When `test` does, and where the environment has `EVENKEEL_REQUIRE_LAB=1` and something is missing.
@@ -57,6 +86,7 @@ pub fn in_namespace(test: impl FnOnce() + Send) {
         return thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
+                stay_on(cpus()[0]);
                 test();
             });
             inside.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
@@ -67,6 +97,19 @@ pub fn in_namespace(test: impl FnOnce() + Send) {
         "EVENKEEL_REQUIRE_LAB=1, but {missing}"
     );
     eprintln!("skipped: {missing}");
+}
+
+/// The CPUs that this process may use.
+pub fn cpus() -> Vec<usize> {
+    let set = sched_getaffinity(Pid::from_raw(0)).expect("the kernel tells");
+    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
+}
+
+/// Keeps this thread on a CPU.
+pub fn stay_on(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu).expect("one of those that there are");
+    sched_setaffinity(Pid::from_raw(0), &set).expect("it may be used");
 }
 
 /// What became of a frame: an action of `enum xdp_action`.
@@ -85,7 +128,7 @@ pub struct Sent {
     pub verdict: Verdict,
     /// What the program left of the frame.
     pub frame: Vec<u8>,
-    /// Why it was dropped.
+    /// Why it was dropped, or answered instead of sent on.
     pub dropped: Option<DropReason>,
 }
 
@@ -93,9 +136,11 @@ pub struct Sent {
 pub struct Bench {
     pub datapath: XdpDatapath,
     pub desired: ServiceTable,
+    options: LoadOptions,
     /// Drops as they stood after the last frame.
     drops: RefCell<Vec<(DropReason, u64)>>,
-    entrance: Program,
+    entrance: Arc<Program>,
+    clock: Program,
     /// Jumping to a program does not keep it: this does.
     _table: ProgramTable,
 }
@@ -121,7 +166,10 @@ impl Bench {
             datapath.set_interface(ifindex, MacAddress { octets: OUR_MAC }).expect("a free place");
         }
         let drops = RefCell::new(datapath.drops().expect("the counters can be read"));
-        Self { datapath, desired: ServiceTable::new(), drops, entrance: entrance(&table), _table: table }
+        let (desired, entrance) = (ServiceTable::new(), Arc::new(entrance(&table)));
+        let clock = [Instruction::call(JIFFIES64), Instruction::EXIT];
+        let clock = Program::load("clock", &clock).expect("the verifier takes it");
+        Self { datapath, desired, options: *options, drops, entrance, clock, _table: table }
     }
 
     /// With both families' TCP and UDP virtual servers of the first VIP, and real servers 1..=`servers` behind each.
@@ -151,7 +199,25 @@ impl Bench {
             destination: MacAddress { octets: real_mac(n) },
             source: MacAddress { octets: OUR_MAC },
         };
-        self.set_way(family.real(n), Way { next_hop, source: Some(family.director()), is_routed: false });
+        let is_listed = (INGRESS..UNLISTED).contains(&ifindex);
+        self.set_way(family.real(n), Way { next_hop, source: Some(family.director()), is_listed, ..Way::UNKNOWN });
+    }
+
+    /// Sets the way to `address` by a station.
+    pub fn way_by(&mut self, address: IpAddr, station: Mac) {
+        let next_hop = NextHop {
+            state: NextHopState::Resolved,
+            ifindex: INGRESS,
+            mtu: 1500,
+            destination: MacAddress { octets: station },
+            source: MacAddress { octets: OUR_MAC },
+        };
+        self.set_way(address, Way { next_hop, ..Way::UNKNOWN });
+    }
+
+    /// Makes real server `n` this host.
+    pub fn local(&mut self, family: Family, n: u8) {
+        self.set_way(family.real(n), Way::LOCAL);
     }
 
     /// Makes the way to real server `n` unknown, so that the program asks the kernel's routing table.
@@ -169,12 +235,32 @@ impl Bench {
         self.datapath.set_way(address, way).expect("the map takes it");
     }
 
-    /// Puts a virtual server with these real servers and weights.
+    /// Puts a round robin with these real servers and weights.
     pub fn serve(&mut self, service: Service, method: ForwardingMethod, reals: &[(SocketAddr, u16)]) {
-        let settings = |weight: u16| Settings { weight: Weight::new(weight), forwarding: method };
+        self.serve_by(&model::Policy::new(Scheduler::Rr), service, method, reals);
+    }
+
+    /// Puts a virtual server with these real servers and weights.
+    pub fn serve_by(
+        &mut self,
+        policy: &model::Policy,
+        service: Service,
+        method: ForwardingMethod,
+        reals: &[(SocketAddr, u16)],
+    ) {
+        let thresholds = Thresholds::default();
+        let settings = |weight: u16| Settings { weight: Weight::new(weight), forwarding: method, thresholds };
         let real_servers: BTreeMap<_, _> =
             reals.iter().map(|(address, weight)| (*address, settings(*weight))).collect();
-        self.desired.insert(service, Servers { scheduler: Scheduler::Rr, real_servers });
+        let policy = Policy::new(policy, jiffies_per_second());
+        self.desired.insert(service, Servers { policy, real_servers, sorry_server: None });
+        self.reconcile();
+    }
+
+    /// Installs `servers`, and nothing else.
+    pub fn install(&mut self, servers: &[VirtualServer]) {
+        let hz = jiffies_per_second();
+        self.desired = servers.iter().map(|server| (server.service, Servers::new(server, hz))).collect();
         self.reconcile();
     }
 
@@ -188,7 +274,7 @@ impl Bench {
         reconcile(&mut self.datapath, &self.desired).expect("the tables take it");
     }
 
-    /// Sends a frame through the program, and checks that exactly the dropped ones are counted, once.
+    /// Sends a frame through the program, and checks that exactly those that are not sent on are counted, once.
     ///
     /// # Panics
     /// Where they are not, or where the kernel doesn't run the program.
@@ -199,11 +285,16 @@ impl Bench {
         let raised = before.iter().zip(after).filter(|(before, after)| before.1 != after.1);
         let raised: Vec<_> = raised.map(|(before, after)| (after.0, after.1 - before.1)).collect();
         let dropped = match (verdict, raised.as_slice()) {
-            (Verdict::Drop, [(reason, 1)]) => Some(*reason),
+            (Verdict::Drop | Verdict::Transmit, [(reason, 1)]) => Some(*reason),
             (Verdict::Pass | Verdict::Transmit | Verdict::Redirect, []) => None,
             _ => panic!("the verdict is {verdict:?} and the counters of drops rose by {raised:?}"),
         };
         Sent { verdict, frame, dropped }
+    }
+
+    /// The way in, for many frames: what [`run`] takes. Frames come behind [`POISON`].
+    pub fn entrance(&self) -> Arc<Program> {
+        Arc::clone(&self.entrance)
     }
 
     /// Sends a frame through the program, and lets the kernel do what it says.
@@ -220,7 +311,7 @@ impl Bench {
     #[track_caller]
     pub fn expect(&self, frame: &Frame, verdict: Verdict, expected: &Frame) {
         let sent = self.send(frame);
-        assert_eq!(sent.verdict, verdict, "dropped: {:?}\n{frame:?}", sent.dropped);
+        assert_eq!((sent.verdict, sent.dropped), (verdict, None), "{frame:?}");
         assert_same(&sent.frame, &expected.bytes(), frame);
     }
 
@@ -237,11 +328,20 @@ impl Bench {
         assert_eq!((sent.verdict, sent.dropped), (Verdict::Drop, Some(reason)), "\n{}", dump(frame));
     }
 
+    /// Sends a frame that must not be sent on for `reason`, and that its sender must be told of.
+    #[track_caller]
+    pub fn expect_refusal(&self, frame: &[u8], reason: DropReason) {
+        let sent = self.send_bytes(frame);
+        assert_eq!((sent.verdict, sent.dropped), (Verdict::Transmit, Some(reason)), "\n{}", dump(frame));
+        let reading = oracle::read(frame).expect("is a good packet");
+        assert_same(&sent.frame, &reading.rejection(frame), &"a refused packet");
+    }
+
     /// Sends a frame that must be sent on, and says to which real server it went.
     #[track_caller]
     pub fn server_of(&self, frame: &Frame) -> u8 {
         let sent = self.send(frame);
-        assert_eq!(sent.verdict, Verdict::Transmit, "dropped: {:?}\n{frame:?}", sent.dropped);
+        assert_eq!((sent.verdict, sent.dropped), (Verdict::Transmit, None), "{frame:?}");
         super::scene::number_of(&sent.frame[..6]).expect("the address of a real server")
     }
 
@@ -249,6 +349,97 @@ impl Bench {
     #[track_caller]
     pub fn open(&self, family: Family, port: u16) -> u8 {
         self.server_of(&super::scene::opening(service(family, Protocol::Tcp), port))
+    }
+}
+
+/// What is in the maps, as it stands.
+impl Bench {
+    /// An element of an array.
+    pub fn get<V: Pod>(&mut self, map: &str, index: u32) -> V {
+        let map = self.datapath.ebpf().map_mut(map).expect("is there");
+        Array::<&mut MapData, V>::try_from(map).expect("an array").get(&index, 0).expect("can be read")
+    }
+
+    /// Sets an element of an array.
+    pub fn set<V: Pod>(&mut self, map: &str, index: u32, value: V) {
+        let map = self.datapath.ebpf().map_mut(map).expect("is there");
+        Array::<&mut MapData, V>::try_from(map).expect("an array").set(index, value, 0).expect("takes it");
+    }
+
+    /// An element of a per-CPU array, summed over the CPUs.
+    pub fn sum<V: Pod + Default + AddAssign>(&mut self, map: &str, index: u32) -> V {
+        let map = self.datapath.ebpf().map_mut(map).expect("is there");
+        let array = PerCpuArray::<&mut MapData, V>::try_from(map).expect("a per-CPU array");
+        let mut total = V::default();
+        array.get(&index, 0).expect("can be read").iter().for_each(|value| total += *value);
+        total
+    }
+
+    /// Everything in `virtual_servers`.
+    pub fn virtual_servers(&mut self) -> Vec<VirtualServerEntry> {
+        let map = self.datapath.ebpf().map_mut("virtual_servers").expect("is there");
+        let map = HashMap::<&mut MapData, ServiceKey, VirtualServerEntry>::try_from(map).expect("a hash map");
+        map.iter().map(|element| element.expect("can be read").1).collect()
+    }
+
+    /// Every place in `real_servers` that is taken.
+    pub fn real_servers(&mut self) -> Vec<(u16, RealServerEntry)> {
+        let places = u16::try_from(self.options.real_servers_max).expect("at most 4096");
+        let entries = (0..places).map(|index| (index, self.get::<RealServerEntry>("real_servers", index.into())));
+        entries.filter(|(_, entry)| entry.generation != 0).collect()
+    }
+
+    /// Empties the connection table, which must be nobody's any more.
+    pub fn clear(&mut self) {
+        (0..self.buckets()).for_each(|index| self.set("connections", index, Bucket::default()));
+        let chunks = self.options.real_servers_max / 8;
+        (0..chunks).for_each(|index| self.set("server_counts", index, CountChunk::default()));
+    }
+
+    /// Makes every connection's last packet `ticks` older; no test waits.
+    pub fn age(&mut self, ticks: u16) {
+        for index in 0..self.buckets() {
+            let mut bucket: Bucket = self.get("connections", index);
+            let taken = bucket.slots.iter_mut().filter(|slot| slot.state != 0);
+            taken.for_each(|slot| slot.last_seen = slot.last_seen.wrapping_sub(ticks));
+            self.set("connections", index, bucket);
+        }
+    }
+
+    /// How many buckets the connection table has.
+    pub fn buckets(&self) -> u32 {
+        buckets_for(self.options.connections_max)
+    }
+
+    /// What was loaded.
+    pub fn options(&self) -> LoadOptions {
+        self.options
+    }
+
+    /// Refused packets that are answered in a tick of 256 jiffies.
+    pub fn rejects_per_tick(&self) -> u32 {
+        (self.options.reject_rate * 256).div_ceil(jiffies_per_second())
+    }
+
+    /// The coarse time, as the program reads it.
+    pub fn tick(&self) -> u16 {
+        (self.jiffies() >> 8) as u16
+    }
+
+    /// As [`Bench::tick`], when that will not change in the next few milliseconds.
+    pub fn steady_tick(&self) -> u16 {
+        loop {
+            let jiffies = self.jiffies();
+            if jiffies & 0xff < 250 {
+                return (jiffies >> 8) as u16;
+            }
+            thread::yield_now();
+        }
+    }
+
+    /// The lower 32 bits.
+    fn jiffies(&self) -> u32 {
+        self.clock.test_runs(&POISON, 1).expect("the kernel runs the program")
     }
 }
 

@@ -1,45 +1,17 @@
 //! Which real server a known connection has, and for how long.
 
-use aya::maps::{HashMap, MapData};
-use lb_common::connection::{ConnectionEntry, Direction, FlowKey};
 use lb_common::drop_reason::DropReason;
 use lb_common::net::Protocol;
-use lb_common::service::ForwardingMethod;
+use lb_common::service::{ForwardingMethod, Scheduler};
+use lb_userspace::model::{Policy, Removal};
 
-use super::bench::{Bench, TIMEOUTS, Verdict, in_namespace};
+use super::bench::{Bench, Verdict, in_namespace, timeout};
 use super::frame::{ACK, FIN, Frame, PSH, RST, SYN};
 use super::replies::back;
 use super::scene::{FAMILIES, Family, INGRESS, METHODS, PROTOCOLS, answer, opening, real_server, service};
 
 /// So many ticks the clock may go on while a test runs, at least 2.5 seconds.
-const SLACK: u32 = 10;
-
-type Table<'a> = HashMap<&'a mut MapData, FlowKey, ConnectionEntry>;
-
-/// The connection table and what is in it.
-fn table(bench: &mut Bench) -> (Table<'_>, Vec<(FlowKey, ConnectionEntry)>) {
-    let map = bench.datapath.ebpf().map_mut("connections").expect("is there");
-    let map = Table::try_from(map).expect("a hash map");
-    let entries = map.iter().collect::<Result<_, _>>().expect("can be read");
-    (map, entries)
-}
-
-/// Makes every connection's last packet `ticks` older; no test waits.
-fn age(bench: &mut Bench, ticks: u32) {
-    let (mut map, entries) = table(bench);
-    for (flow, mut entry) in entries {
-        entry.last_seen = entry.last_seen.wrapping_sub(ticks);
-        map.insert(flow, entry, 0).expect("takes it");
-    }
-}
-
-/// Removes the entries of `nat` answers.
-fn forget_answers(bench: &mut Bench) {
-    let (mut map, entries) = table(bench);
-    for (flow, _) in entries.into_iter().filter(|(_, entry)| entry.direction == Direction::Reply) {
-        map.remove(&flow).expect("is there");
-    }
-}
+const SLACK: u16 = 10;
 
 /// A segment on the connection from `port`.
 fn segment(family: Family, port: u16, flags: u8) -> Frame {
@@ -94,25 +66,6 @@ fn a_syn_that_offers_congestion_notification_opens_a_connection() {
     });
 }
 
-/// The table may give up one entry of the two; the one of the request has all that is needed to make the other again.
-#[test]
-fn a_nat_connection_that_lost_its_way_back_gets_it_again() {
-    in_namespace(|| {
-        let mut bench = Bench::serving(ForwardingMethod::Nat, 3);
-        for family in FAMILIES {
-            bench.open(family, 1000);
-            bench.open(family, 1001);
-            for request in [opening(service(family, Protocol::Udp), 1000), segment(family, 1000, ACK)] {
-                let server = bench.server_of(&request);
-                forget_answers(&mut bench);
-                assert_eq!(bench.server_of(&request), server, "it keeps its real server");
-                let answer = answer(&request, real_server(family, ForwardingMethod::Nat, server), server, ACK);
-                bench.expect(&answer, Verdict::Transmit, &back(&answer, &request));
-            }
-        }
-    });
-}
-
 #[test]
 fn after_fin_or_rst_of_the_client_a_syn_is_a_new_connection() {
     each(|bench, _, family| {
@@ -162,25 +115,64 @@ fn an_answer_that_does_not_end_the_connection_leaves_it_where_it_is() {
     });
 }
 
-#[test]
-fn a_real_server_that_was_removed_and_added_again_inherits_no_connection() {
+/// A round robin whose removed real servers lose their connections at once.
+const EXPIRING: Policy = Policy { removed_real_server: Removal::Expire, ..Policy::new(Scheduler::Rr) };
+
+/// A connection of each protocol; then its real server is removed, and `then` is told of it.
+fn removed(policy: &Policy, then: impl Fn(&mut Bench, ForwardingMethod, Family, Protocol, u8) + Sync) {
     each(|bench, method, family| {
         let all = [1, 2, 3].map(|n| (real_server(family, method, n), 1));
         for protocol in PROTOCOLS {
             let service = service(family, protocol);
+            bench.serve_by(policy, service, method, &all);
             let first = bench.server_of(&opening(service, 1000));
             let others: Vec<_> = all.into_iter().filter(|real| real.0 != real_server(family, method, first)).collect();
-            bench.serve(service, method, &others);
-            bench.serve(service, method, &all);
-            match protocol {
-                Protocol::Tcp => bench.expect_drop(&segment(family, 1000, ACK).bytes(), DropReason::NoConnection),
-                // A new flow: where the turn stands shows that it was scheduled.
-                Protocol::Udp => {
-                    let second = bench.server_of(&opening(service, 1000));
-                    assert_eq!(bench.server_of(&opening(service, 1001)), second % 3 + 1);
-                }
-            }
+            bench.serve_by(policy, service, method, &others);
+            then(bench, method, family, protocol, first);
         }
+    });
+}
+
+#[test]
+fn a_removed_real_server_keeps_its_tcp_connections_and_gets_no_new_ones_until_it_is_back() {
+    removed(&Policy::new(Scheduler::Rr), |bench, method, family, protocol, first| {
+        if protocol == Protocol::Udp {
+            return;
+        }
+        assert_eq!(bench.server_of(&segment(family, 1000, ACK)), first);
+        let others: Vec<u8> = (1001..1004).map(|port| bench.open(family, port)).collect();
+        assert!(!others.contains(&first), "{others:?}");
+        let all = [1, 2, 3].map(|n| (real_server(family, method, n), 1));
+        bench.serve(service(family, protocol), method, &all);
+        assert_eq!(bench.server_of(&segment(family, 1000, ACK)), first, "it is the same one");
+        let all: Vec<u8> = (1010..1013).map(|port| bench.open(family, port)).collect();
+        assert!(all.contains(&first), "{all:?}");
+    });
+}
+
+#[test]
+fn udp_goes_elsewhere_when_its_real_server_is_removed() {
+    for policy in [Policy::new(Scheduler::Rr), EXPIRING] {
+        removed(&policy, |bench, _, family, protocol, first| {
+            if protocol == Protocol::Udp {
+                let second = bench.server_of(&opening(service(family, protocol), 1000));
+                assert_ne!(second, first);
+                assert_eq!(bench.server_of(&opening(service(family, protocol), 1000)), second);
+            }
+        });
+    }
+}
+
+#[test]
+fn where_connections_of_removed_real_servers_expire_they_are_unknown_also_when_it_is_back() {
+    removed(&EXPIRING, |bench, method, family, protocol, _| {
+        if protocol == Protocol::Udp {
+            return;
+        }
+        bench.expect_refusal(&segment(family, 1000, ACK).bytes(), DropReason::NoConnection);
+        let all = [1, 2, 3].map(|n| (real_server(family, method, n), 1));
+        bench.serve_by(&EXPIRING, service(family, protocol), method, &all);
+        bench.expect_refusal(&segment(family, 1000, ACK).bytes(), DropReason::NoConnection);
     });
 }
 
@@ -192,7 +184,7 @@ fn a_virtual_server_that_was_removed_and_added_again_inherits_no_connection() {
         bench.withdraw(service);
         bench.expect_untouched(&segment(family, 1000, ACK));
         bench.serve(service, method, &[1, 2, 3].map(|n| (real_server(family, method, n), 1)));
-        bench.expect_drop(&segment(family, 1000, ACK).bytes(), DropReason::NoConnection);
+        bench.expect_refusal(&segment(family, 1000, ACK).bytes(), DropReason::NoConnection);
     });
 }
 
@@ -200,11 +192,15 @@ fn a_virtual_server_that_was_removed_and_added_again_inherits_no_connection() {
 fn a_real_server_in_a_former_ones_place_inherits_no_connection() {
     each(|bench, method, family| {
         let service = service(family, Protocol::Tcp);
-        bench.serve(service, method, &[(real_server(family, method, 1), 1)]);
+        let serve = |bench: &mut Bench, n: Option<u8>| {
+            let reals: Vec<_> = n.into_iter().map(|n| (real_server(family, method, n), 1)).collect();
+            bench.serve_by(&EXPIRING, service, method, &reals);
+        };
+        serve(bench, Some(1));
         assert_eq!(bench.open(family, 1000), 1);
-        bench.serve(service, method, &[]);
-        bench.serve(service, method, &[(real_server(family, method, 2), 1)]);
-        bench.expect_drop(&segment(family, 1000, ACK).bytes(), DropReason::NoConnection);
+        serve(bench, None);
+        serve(bench, Some(2));
+        bench.expect_refusal(&segment(family, 1000, ACK).bytes(), DropReason::NoConnection);
     });
 }
 
@@ -231,13 +227,13 @@ fn a_change_of_the_forwarding_method_ends_connections() {
             bench.open(family, 1000);
             let service = service(family, Protocol::Tcp);
             bench.serve(service, ForwardingMethod::Tun, &[(real_server(family, ForwardingMethod::Dr, 1), 1)]);
-            bench.expect_drop(&segment(family, 1000, ACK).bytes(), DropReason::NoConnection);
+            bench.expect_refusal(&segment(family, 1000, ACK).bytes(), DropReason::NoConnection);
         }
     });
 }
 
 /// A connection in one state, made by `packets`, is known until its timeout and void after it.
-fn lives_for(ticks: u32, flags: &'static [u8]) {
+fn lives_for(ticks: u16, flags: &'static [u8]) {
     each(move |bench, _, family| {
         let begin = |port| {
             let first = bench.open(family, port);
@@ -245,26 +241,26 @@ fn lives_for(ticks: u32, flags: &'static [u8]) {
             (first, segment(family, port, ACK))
         };
         let ((first, next), (_, late)) = (begin(1000), begin(1001));
-        age(bench, ticks - SLACK);
+        bench.age(ticks - SLACK);
         assert_eq!(bench.server_of(&next), first);
-        age(bench, SLACK + 1);
-        bench.expect_drop(&late.bytes(), DropReason::NoConnection);
+        bench.age(SLACK + 1);
+        bench.expect_refusal(&late.bytes(), DropReason::NoConnection);
     });
 }
 
 #[test]
 fn an_unanswered_syn_is_forgotten_after_its_timeout() {
-    lives_for(TIMEOUTS.syn, &[]);
+    lives_for(timeout::HALF_OPEN, &[]);
 }
 
 #[test]
 fn an_idle_established_connection_is_forgotten_after_its_timeout() {
-    lives_for(TIMEOUTS.established, &[ACK]);
+    lives_for(timeout::ESTABLISHED, &[ACK]);
 }
 
 #[test]
 fn a_closing_connection_is_forgotten_after_its_timeout() {
-    lives_for(TIMEOUTS.closing, &[ACK, FIN | ACK]);
+    lives_for(timeout::CLOSING, &[ACK, FIN | ACK]);
 }
 
 #[test]
@@ -272,9 +268,9 @@ fn an_idle_udp_flow_is_scheduled_anew_after_its_timeout() {
     each(|bench, _, family| {
         let service = service(family, Protocol::Udp);
         let first = bench.server_of(&opening(service, 1000));
-        age(bench, TIMEOUTS.udp - SLACK);
+        bench.age(timeout::UDP - SLACK);
         assert_eq!(bench.server_of(&opening(service, 1000)), first);
-        age(bench, TIMEOUTS.udp + 1);
+        bench.age(timeout::UDP + 1);
         assert_eq!(bench.server_of(&opening(service, 1000)), first % 3 + 1);
     });
 }
@@ -285,7 +281,7 @@ fn every_packet_renews_a_connection() {
         let first = bench.open(family, 1000);
         for _ in 0..5 {
             assert_eq!(bench.server_of(&segment(family, 1000, ACK)), first);
-            age(bench, TIMEOUTS.established - SLACK);
+            bench.age(timeout::ESTABLISHED - SLACK);
         }
     });
 }
@@ -298,7 +294,7 @@ fn an_answer_after_the_timeout_belongs_to_nobody() {
             for protocol in PROTOCOLS {
                 let request = opening(service(family, protocol), 1000);
                 bench.server_of(&request);
-                age(&mut bench, TIMEOUTS.established + 1);
+                bench.age(timeout::ESTABLISHED + 1);
                 let real = real_server(family, ForwardingMethod::Nat, 1);
                 bench.expect_untouched(&answer(&request, real, 1, SYN | ACK));
             }
@@ -337,7 +333,7 @@ fn a_connection_that_was_closed_frees_its_tuple() {
 
 #[test]
 fn a_connection_that_timed_out_frees_its_tuple() {
-    the_tuple_is_free_after(|bench, _| age(bench, TIMEOUTS.syn + 1));
+    the_tuple_is_free_after(|bench, _| bench.age(timeout::HALF_OPEN + 1));
 }
 
 #[test]
@@ -356,8 +352,8 @@ fn a_late_segment_of_an_ended_connection_does_not_end_the_one_that_has_its_tuple
         second.destination.set_ip(if segment.source.is_ipv4() { Family::V4.vip(1) } else { Family::V6.vip(1) });
         second.transport = super::frame::Transport::Tcp { flags: SYN };
         bench.server_of(&second);
+        assert_eq!(bench.server_of(&closing(RST)), 1);
         // Were the second closing, the first could have the tuple again.
-        bench.expect_drop(&closing(RST).bytes(), DropReason::TupleInUse);
         bench.expect_drop(&closing(SYN).bytes(), DropReason::TupleInUse);
     });
 }
@@ -398,23 +394,10 @@ fn a_late_segment_of_a_former_real_server_does_not_end_the_connection_with_the_n
             assert_ne!(next, former);
             bench.server_of(&request);
             let late = answer(&request, real_server(family, ForwardingMethod::Nat, former), former, FIN | ACK);
-            bench.expect(&late, Verdict::Transmit, &back(&late, &request));
+            // It is of no connection that there is.
+            bench.expect_untouched(&late);
             // Were the connection closing, this SYN would be scheduled anew.
             assert_eq!(bench.open(family, 1000), next);
-        }
-    });
-}
-
-#[test]
-fn an_evicted_way_back_does_not_reopen_a_closing_connection() {
-    in_namespace(|| {
-        let mut bench = Bench::serving(ForwardingMethod::Nat, 3);
-        for family in FAMILIES {
-            let first = bench.open(family, 1000);
-            bench.server_of(&segment(family, 1000, FIN | ACK));
-            forget_answers(&mut bench);
-            assert_eq!(bench.server_of(&segment(family, 1000, ACK)), first);
-            assert_eq!(bench.open(family, 1000), first % 3 + 1, "a new connection");
         }
     });
 }
@@ -428,7 +411,7 @@ fn answers_alone_keep_a_udp_flow_at_its_real_server() {
             let server = bench.server_of(&request);
             let answer = answer(&request, real_server(family, ForwardingMethod::Nat, server), server, 0);
             for _ in 0..3 {
-                age(&mut bench, TIMEOUTS.udp - SLACK);
+                bench.age(timeout::UDP - SLACK);
                 bench.expect(&answer, Verdict::Transmit, &back(&answer, &request));
             }
             assert_eq!(bench.server_of(&request), server);

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use lb_common::counters::Counters;
 use lb_common::net::Protocol;
-use lb_common::service::ForwardingMethod;
-use lb_userspace::model::Service;
+use lb_common::service::{ForwardingMethod, Scheduler};
+use lb_userspace::model::{Policy, Removal, Service};
 
 use super::bench::{Bench, in_namespace};
 use super::frame::{ACK, FIN, Frame, SYN};
@@ -94,19 +94,36 @@ fn what_passes_or_is_dropped_is_not_counted() {
     });
 }
 
+/// One connection, then a change of weight, removal and return, another connection: what is counted at the end.
+fn after_removal_and_return(removal: Removal) -> (Counters, Vec<(SocketAddr, Counters)>) {
+    let mut bench = Bench::serving(ForwardingMethod::Dr, 1);
+    let service = service(Family::V4, Protocol::Tcp);
+    let real = real_server(Family::V4, ForwardingMethod::Dr, 1);
+    let policy = Policy { removed_real_server: removal, ..Policy::new(Scheduler::Rr) };
+    bench.open(Family::V4, 1000);
+    bench.serve_by(&policy, service, ForwardingMethod::Dr, &[(real, 7)]);
+    assert_eq!(counters(&bench, service), (incoming(1, 1, 40), vec![(real, incoming(1, 1, 40))]));
+    bench.serve_by(&policy, service, ForwardingMethod::Dr, &[]);
+    bench.serve_by(&policy, service, ForwardingMethod::Dr, &[(real, 1)]);
+    bench.open(Family::V4, 1001);
+    counters(&bench, service)
+}
+
 #[test]
 fn a_real_server_that_was_removed_and_added_again_counts_from_zero_and_its_virtual_server_goes_on() {
     in_namespace(|| {
-        let mut bench = Bench::serving(ForwardingMethod::Dr, 1);
-        let service = service(Family::V4, Protocol::Tcp);
         let real = real_server(Family::V4, ForwardingMethod::Dr, 1);
-        bench.open(Family::V4, 1000);
-        bench.serve(service, ForwardingMethod::Dr, &[(real, 7)]);
-        assert_eq!(counters(&bench, service), (incoming(1, 1, 40), vec![(real, incoming(1, 1, 40))]));
-        bench.serve(service, ForwardingMethod::Dr, &[]);
-        bench.serve(service, ForwardingMethod::Dr, &[(real, 1)]);
-        bench.open(Family::V4, 1001);
-        assert_eq!(counters(&bench, service), (incoming(2, 2, 80), vec![(real, incoming(1, 1, 40))]));
+        let counted = after_removal_and_return(Removal::Expire);
+        assert_eq!(counted, (incoming(2, 2, 80), vec![(real, incoming(1, 1, 40))]));
+    });
+}
+
+#[test]
+fn a_real_server_that_kept_its_connections_goes_on_counting_when_it_is_back() {
+    in_namespace(|| {
+        let real = real_server(Family::V4, ForwardingMethod::Dr, 1);
+        let counted = after_removal_and_return(Removal::Keep);
+        assert_eq!(counted, (incoming(2, 2, 80), vec![(real, incoming(2, 2, 80))]));
     });
 }
 

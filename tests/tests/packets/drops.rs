@@ -2,9 +2,11 @@
 
 use lb_common::drop_reason::DropReason;
 use lb_common::net::Protocol;
-use lb_common::service::ForwardingMethod;
+use lb_common::service::{ForwardingMethod, Scheduler};
+use lb_userspace::datapath::xdp::object::LoadOptions;
+use lb_userspace::model::{Policy, Removal};
 
-use super::bench::{Bench, Verdict, in_namespace};
+use super::bench::{Bench, OPTIONS, Verdict, in_namespace};
 use super::frame::{ACK, FIN, Frame, PSH, RST, SYN, Transport};
 use super::scene::{
     FAMILIES, Family, INGRESS, METHODS, NAT_PORT, PORT, PROTOCOLS, UNLISTED, answer, opening, real_mac, real_server,
@@ -12,31 +14,29 @@ use super::scene::{
 };
 use super::{headroom, routes};
 
-/// The scenes in which a reason arises. A reason that is added needs one, or a word why a test frame can't have it.
-fn scenes(reason: DropReason) -> Result<&'static [fn()], &'static str> {
+/// The scenes in which a reason arises. A reason that is added needs one.
+fn scenes(reason: DropReason) -> &'static [fn()] {
     match reason {
-        DropReason::Malformed => Ok(&[longer_than_the_frame, shorter_than_its_headers, malformed_answers]),
-        DropReason::Fragment => Ok(&[first_fragments]),
-        DropReason::ExtensionHeader => Ok(&[extension_headers]),
-        DropReason::NoRealServer => Ok(&[no_real_server]),
-        DropReason::NoConnection => Ok(&[no_connection, answers_of_a_former_real_server]),
-        DropReason::TupleInUse => Ok(&[tuple_in_use]),
-        DropReason::TableFull => Err("the table gives up its oldest entry before it is full"),
-        DropReason::TtlExpired => Ok(&[ttl_expired]),
-        DropReason::PacketTooBig => Ok(&[packet_too_big, routes::packet_too_big]),
-        DropReason::NoRoute => Ok(&[routes::no_route, no_outer_source]),
-        DropReason::NoNeighbour => Ok(&[routes::no_neighbour]),
-        DropReason::ForwardingDisabled => Ok(&[routes::forwarding_disabled]),
-        DropReason::NoHeadroom => Ok(&[headroom::no_headroom]),
-        DropReason::UnlistedInterface => Ok(&[unlisted_interface, routes::unlisted_interface]),
+        DropReason::Malformed => &[longer_than_the_frame, shorter_than_its_headers, malformed_answers],
+        DropReason::Fragment => &[first_fragments],
+        DropReason::ExtensionHeader => &[extension_headers],
+        DropReason::NoRealServer => &[no_real_server],
+        DropReason::NoConnection => &[no_connection],
+        DropReason::TupleInUse => &[tuple_in_use],
+        DropReason::TableFull => &[table_full],
+        DropReason::TtlExpired => &[ttl_expired],
+        DropReason::PacketTooBig => &[packet_too_big, routes::packet_too_big],
+        DropReason::NoRoute => &[routes::no_route, no_outer_source],
+        DropReason::NoNeighbour => &[routes::no_neighbour],
+        DropReason::ForwardingDisabled => &[routes::forwarding_disabled],
+        DropReason::NoHeadroom => &[headroom::no_headroom],
+        DropReason::UnlistedInterface => &[unlisted_interface, routes::unlisted_interface],
     }
 }
 
 #[test]
-fn every_reason_but_a_full_table_is_provoked() {
-    let unprovoked: Vec<_> = DropReason::ALL.into_iter().filter(|reason| scenes(*reason).is_err()).collect();
-    assert_eq!(unprovoked, [DropReason::TableFull]);
-    assert!(DropReason::ALL.into_iter().filter_map(|reason| scenes(reason).ok()).all(|scenes| !scenes.is_empty()));
+fn every_reason_is_provoked() {
+    assert!(DropReason::ALL.into_iter().all(|reason| !scenes(reason).is_empty()));
 }
 
 #[test]
@@ -99,18 +99,18 @@ fn a_packet_with_extension_headers_is_dropped() {
 }
 
 #[test]
-fn without_a_real_server_new_connections_are_dropped() {
+fn without_a_real_server_new_connections_are_refused() {
     in_namespace(no_real_server);
 }
 
 #[test]
-fn a_segment_of_no_connection_is_dropped() {
+fn a_segment_of_no_connection_is_refused_unless_it_resets() {
     in_namespace(no_connection);
 }
 
 #[test]
-fn an_answer_of_a_real_server_that_was_removed_is_dropped() {
-    in_namespace(answers_of_a_former_real_server);
+fn behind_nat_a_connection_for_which_there_is_no_room_is_dropped() {
+    in_namespace(table_full);
 }
 
 #[test]
@@ -272,9 +272,9 @@ fn no_real_server() {
                 let service = service(family, protocol);
                 let [one, two] = [1, 2].map(|n| real_server(family, method, n));
                 bench.serve(service, method, &[(one, 0), (two, 0)]);
-                bench.expect_drop(&opening(service, 1000).bytes(), DropReason::NoRealServer);
+                bench.expect_refusal(&opening(service, 1000).bytes(), DropReason::NoRealServer);
                 bench.serve(service, method, &[]);
-                bench.expect_drop(&opening(service, 1000).bytes(), DropReason::NoRealServer);
+                bench.expect_refusal(&opening(service, 1000).bytes(), DropReason::NoRealServer);
                 bench.serve(service, method, &[(two, 1)]);
                 assert_eq!(bench.server_of(&opening(service, 1000)), 2);
             }
@@ -288,30 +288,56 @@ fn no_connection() {
         for family in FAMILIES {
             let address = service(family, Protocol::Tcp).address;
             for flags in [0, ACK, ACK | PSH, RST, RST | ACK, FIN, FIN | ACK, SYN | ACK, SYN | FIN, SYN | RST] {
-                let segment = Frame::tcp(family.client(1000), address, flags);
-                bench.expect_drop(&segment.bytes(), DropReason::NoConnection);
+                let segment = Frame::tcp(family.client(1000), address, flags).bytes();
+                match flags & RST {
+                    0 => bench.expect_refusal(&segment, DropReason::NoConnection),
+                    _ => bench.expect_drop(&segment, DropReason::NoConnection),
+                }
             }
             bench.open(family, 1000);
             bench.server_of(&Frame::tcp(family.client(1000), address, ACK));
             // The connection is one of this port only.
-            bench.expect_drop(&Frame::tcp(family.client(1001), address, ACK).bytes(), DropReason::NoConnection);
+            bench.expect_refusal(&Frame::tcp(family.client(1001), address, ACK).bytes(), DropReason::NoConnection);
         }
     }
 }
 
-fn answers_of_a_former_real_server() {
+fn table_full() {
     for family in FAMILIES {
-        let mut bench = Bench::serving(ForwardingMethod::Nat, 1);
-        let service = service(family, Protocol::Tcp);
-        let request = opening(service, 1000);
-        bench.server_of(&request);
-        let real = real_server(family, ForwardingMethod::Nat, 1);
-        bench.serve(service, ForwardingMethod::Nat, &[]);
-        bench.expect_drop(&answer(&request, real, 1, SYN | ACK).bytes(), DropReason::NoConnection);
-        // Back again, it is another one.
-        bench.serve(service, ForwardingMethod::Nat, &[(real, 1)]);
-        bench.expect_drop(&answer(&request, real, 1, SYN | ACK).bytes(), DropReason::NoConnection);
+        // Room for four at 60 percent: one bucket of eight.
+        let mut bench = Bench::load(&LoadOptions { connections_max: 4, ..OPTIONS });
+        bench.serve_all(ForwardingMethod::Nat, 1);
+        let address = service(family, Protocol::Tcp).address;
+        for port in 1000..1008 {
+            bench.open(family, port);
+            for _ in 0..2 {
+                bench.server_of(&Frame::tcp(family.client(port), address, ACK));
+            }
+        }
+        bench.expect_drop(&opening(service(family, Protocol::Tcp), 1008).bytes(), DropReason::TableFull);
+        bench.expect_drop(&opening(service(family, Protocol::Udp), 1008).bytes(), DropReason::TableFull);
+        bench.server_of(&Frame::tcp(family.client(1000), address, FIN | ACK));
+        bench.open(family, 1008);
     }
+}
+
+#[test]
+fn an_answer_of_a_real_server_that_has_no_connections_any_more_passes() {
+    in_namespace(|| {
+        for family in FAMILIES {
+            let mut bench = Bench::serving(ForwardingMethod::Nat, 1);
+            let service = service(family, Protocol::Tcp);
+            let request = opening(service, 1000);
+            bench.server_of(&request);
+            let real = real_server(family, ForwardingMethod::Nat, 1);
+            let policy = Policy { removed_real_server: Removal::Expire, ..Policy::new(Scheduler::Rr) };
+            bench.serve_by(&policy, service, ForwardingMethod::Nat, &[]);
+            bench.expect_untouched(&answer(&request, real, 1, SYN | ACK));
+            // Back again, it is another one.
+            bench.serve_by(&policy, service, ForwardingMethod::Nat, &[(real, 1)]);
+            bench.expect_untouched(&answer(&request, real, 1, SYN | ACK));
+        }
+    });
 }
 
 fn tuple_in_use() {
@@ -386,7 +412,7 @@ fn a_dropped_packet_leaves_no_connection_and_no_count() {
             let big = opening(service, 1000).payload(&[0; 100]);
             bench.expect_drop(&big.bytes(), DropReason::PacketTooBig);
             let data = Frame { transport: Transport::Tcp { flags: ACK }, ..opening(service, 1000) };
-            bench.expect_drop(&data.bytes(), DropReason::NoConnection);
+            bench.expect_refusal(&data.bytes(), DropReason::NoConnection);
         }
         for statistics in bench.datapath.statistics().expect("can be read") {
             assert_eq!(statistics.counters, lb_common::counters::Counters::default());

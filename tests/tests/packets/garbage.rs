@@ -99,7 +99,10 @@ fn check(bench: &Bench, input: &[u8]) -> Verdict {
     match sent.verdict {
         Verdict::Pass => assert_same(&sent.frame, input, &"what passed"),
         Verdict::Drop => {}
-        Verdict::Transmit => check_forwarded(input, &sent),
+        Verdict::Transmit => match sent.dropped {
+            None => check_forwarded(input, &sent),
+            Some(_) => check_refused(input, &sent),
+        },
         Verdict::Redirect | Verdict::Aborted => panic!("{:?}, but there is no other interface", sent.verdict),
     }
     // The other way round: nothing stands against a good packet that opens a connection.
@@ -107,9 +110,16 @@ fn check(bench: &Bench, input: &[u8]) -> Verdict {
         && service_of(&reading).is_some()
         && (reading.protocol == 17 || reading.is_syn(input))
     {
-        assert_eq!(sent.verdict, Verdict::Transmit, "dropped: {:?}", sent.dropped);
+        assert_eq!((sent.verdict, sent.dropped), (Verdict::Transmit, None));
     }
     sent.verdict
+}
+
+/// An answer is made to good packets of virtual servers only.
+fn check_refused(input: &[u8], sent: &Sent) {
+    let reading = oracle::read(input).unwrap_or_else(|| panic!("answered, but it is no good packet"));
+    assert!(service_of(&reading).is_some() && reading.is_from_a_host(), "answered: {reading:?}");
+    assert_same(&sent.frame, &reading.rejection(input), &"a refused packet");
 }
 
 /// A frame that is not good: it must not be sent on.

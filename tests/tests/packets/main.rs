@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod choices;
+#[cfg(test)]
 mod connections;
 #[cfg(test)]
 mod counters;
@@ -14,6 +16,8 @@ mod counters;
 mod decapsulation;
 #[cfg(test)]
 mod drops;
+#[cfg(test)]
+mod floods;
 #[cfg(test)]
 mod forwarding;
 #[cfg(test)]
@@ -42,5 +46,9 @@ mod scene;
 mod scheduling;
 #[cfg(test)]
 mod tables;
+#[cfg(test)]
+mod traces;
+#[cfg(test)]
+mod twin;
 #[cfg(test)]
 mod untouched;

@@ -231,9 +231,10 @@ impl Reading {
         let segment = &frame[self.transport..self.end];
         let number = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().expect("four bytes"));
         let flags = segment[13];
-        let payload = segment.len().saturating_sub(usize::from(segment[12] >> 4) * 4);
-        let payload = u32::try_from(payload).expect("fits in a packet");
-        let length = payload + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+        // Where the header claims to be longer than the segment, the sum goes backwards, as sequence numbers do.
+        let header = u32::from(segment[12] >> 4) * 4;
+        let payload = u32::try_from(segment.len()).expect("fits in a packet").wrapping_sub(header);
+        let length = payload.wrapping_add(u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0));
         let (sequence, acknowledged, flags) = match flags & ACK {
             0 => (0, number(4).wrapping_add(length), RST | ACK),
             _ => (number(8), 0, RST),

@@ -151,7 +151,7 @@ fn a_nat_answer_takes_the_route_to_the_client_that_the_kernel_knows() {
             return;
         }
         connect_real_servers(1300);
-        let bench = Bench::serving(ForwardingMethod::Nat, 1);
+        let mut bench = Bench::serving(ForwardingMethod::Nat, 1);
         let answers = FAMILIES.map(|family| {
             let request = opening(service(family, Protocol::Tcp), 1000);
             bench.server_of(&request);
@@ -167,6 +167,9 @@ fn a_nat_answer_takes_the_route_to_the_client_that_the_kernel_knows() {
         for family in FAMILIES {
             introduce(&family.client(0).ip().to_string());
         }
+        // The program remembers the way; the daemon watches the kernel's tables and tells.
+        bench.expect(&answers[0].0, Verdict::Transmit, &back(&answers[0].0, &answers[0].1));
+        bench.datapath.routes_changed().expect("the map takes it");
         for (answer, request) in &answers {
             bench.expect(answer, Verdict::Redirect, &back(answer, request).macs(OUT_MAC, NEIGHBOUR_MAC));
             let big = answer.clone().payload(&vec![1; 1301 - answer.packet_length()]);

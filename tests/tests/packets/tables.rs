@@ -105,7 +105,7 @@ fn every_real_server_has_its_turn(bench: &Bench, ports: &AtomicU16) {
         assert_eq!(chosen, expected, "{service}");
         if expected.is_empty() {
             let frame = opening(*service, ports.fetch_add(1, Ordering::Relaxed));
-            bench.expect_drop(&frame.bytes(), lb_common::drop_reason::DropReason::NoRealServer);
+            bench.expect_refusal(&frame.bytes(), lb_common::drop_reason::DropReason::NoRealServer);
         }
     }
 }

@@ -19,12 +19,13 @@ use lb_common::counters::Counters;
 use lb_common::drop_reason::DropReason;
 use lb_common::hash::Secret;
 use lb_common::net::Protocol;
+use lb_userspace::model::Service;
 
 use self::state::{Count, Side, State};
 use self::table::{Entry, Kind, Place, Table};
 use self::world::{Hop, RealServer, VirtualServer};
 use super::oracle::{self, Change, Examined, Reading};
-use super::scene::{INGRESS, Mac};
+use super::scene::Mac;
 
 /// What becomes of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub struct Model {
     pub virtual_counters: BTreeMap<u16, Counters>,
     pub real_counters: BTreeMap<u16, Counters>,
     pub settings: Settings,
+    /// Active and inactive connections in the table of places that no real server has now.
+    pub vacated: BTreeMap<u16, (u32, u32)>,
     /// Answers to refused packets in the tick of the last of them.
     rejects: (u16, u32),
     /// Where packets of each client came from, the way back to it.
@@ -66,8 +69,6 @@ pub struct Settings {
     pub secret: Secret,
     /// Answers to refused packets in a tick.
     pub rejects_per_tick: u32,
-    /// Frames are redirected to interfaces below this only.
-    pub first_unlisted: u32,
 }
 
 /// A packet of a virtual server.
@@ -90,6 +91,7 @@ impl Model {
             virtual_counters: BTreeMap::new(),
             real_counters: BTreeMap::new(),
             settings,
+            vacated: BTreeMap::new(),
             rejects: (0, 0),
             stations: BTreeMap::new(),
         }
@@ -115,6 +117,20 @@ impl Model {
             Outcome::Passed | Outcome::Sent { .. } => {}
         }
         outcome
+    }
+
+    /// The address of the real server that has the connection of `client` with `vip_port` of a virtual server.
+    pub fn server_of(&self, service: &Service, client: SocketAddr, vip_port: u16) -> Option<SocketAddr> {
+        let is_it = |s: &&VirtualServer| s.address == service.address && s.protocol == service.protocol;
+        let key = self.services.iter().find(is_it)?.connection_key(client, vip_port, &self.settings.secret);
+        let (_, entry) = self.table.find(key, Kind::Connection)?;
+        self.reals.get(&entry.real).map(|real| real.address)
+    }
+
+    /// Forgets all connections.
+    pub fn clear(&mut self) {
+        self.table.buckets.iter_mut().for_each(|slots| slots.fill(None));
+        self.vacated.clear();
     }
 
     /// The connections of each place for a real server by the table: active and inactive.
@@ -198,10 +214,19 @@ impl Model {
     }
 
     fn count_out(&mut self, entry: &Entry) {
-        let Some(real) = self.reals.get_mut(&entry.real) else { return };
-        if entry.state.counts().is_some() {
-            adjust(real, entry.state, -1);
-            real.note_taken_away();
+        match (self.reals.get_mut(&entry.real), entry.state.counts()) {
+            (_, None) => {}
+            (Some(real), Some(_)) => {
+                adjust(real, entry.state, -1);
+                real.note_taken_away();
+            }
+            (None, Some(count)) => {
+                let (active, inactive) = self.vacated.entry(entry.real).or_default();
+                match count {
+                    Count::Active => *active -= 1,
+                    Count::Inactive => *inactive -= 1,
+                }
+            }
         }
     }
 
@@ -211,7 +236,7 @@ impl Model {
     }
 
     /// Where a packet of `length` bytes leaves for a real server.
-    fn way(&self, real: &RealServer, length: usize) -> Result<Way, DropReason> {
+    fn way(real: &RealServer, length: usize) -> Result<Way, DropReason> {
         let (ifindex, mtu, to, from) = match real.hop {
             Hop::Known { ifindex, mtu, to, from } => (ifindex, mtu, to, from),
             Hop::Unknown(reason) => return Err(reason),
@@ -219,9 +244,6 @@ impl Model {
         };
         if length > mtu {
             return Err(DropReason::PacketTooBig);
-        }
-        if ifindex != INGRESS && ifindex >= self.settings.first_unlisted {
-            return Err(DropReason::UnlistedInterface);
         }
         Ok(Way::Out { ifindex, to, from })
     }

@@ -32,6 +32,8 @@ struct Choice {
     real: u16,
     /// The client's network, if its template is to be made.
     template: Option<IpAddr>,
+    /// Whether any other real server would do as well.
+    may_move: bool,
 }
 
 impl Model {
@@ -58,24 +60,22 @@ impl Model {
         match self.newcomer(&packet, server, key) {
             Newcomer::Enter(state) => self.admit(&packet, server, key, state),
             Newcomer::Passing => self.forget(&packet, server, false),
-            Newcomer::Roomless => self.send_without_slot(&packet, server, key, false),
+            Newcomer::Roomless => self.send_by_key(&packet, server, key, false),
             Newcomer::Unknown => self.refuse_unknown(&packet, server),
         }
     }
 
     fn newcomer(&self, packet: &Packet, server: usize, key: u64) -> Newcomer {
         let service = &self.services[server];
-        let is_hash = service.scheduler.is_hash();
+        let is_under_way = packet.flags & (FIN | RST | ACK) == ACK;
         match service.protocol {
             Protocol::Udp => Newcomer::Enter(State::UdpNew),
             Protocol::Tcp if is_opening(packet.flags) => Newcomer::Enter(State::Opening),
-            Protocol::Tcp if is_hash || service.sloppy_tcp => match packet.flags {
-                flags if flags & (FIN | RST | ACK) == ACK => Newcomer::Enter(State::Settling),
-                _ if is_hash => Newcomer::Passing,
-                _ => Newcomer::Unknown,
-            },
-            Protocol::Tcp if self.table.has_room(key, State::Opening, packet.now) => Newcomer::Unknown,
-            Protocol::Tcp => Newcomer::Roomless,
+            Protocol::Tcp if service.scheduler.is_hash() && is_under_way => Newcomer::Enter(State::Settling),
+            Protocol::Tcp if service.scheduler.is_hash() => Newcomer::Passing,
+            Protocol::Tcp if !self.table.has_room(key, State::Opening, packet.now) => Newcomer::Roomless,
+            Protocol::Tcp if service.sloppy_tcp && is_under_way => Newcomer::Enter(State::Settling),
+            Protocol::Tcp => Newcomer::Unknown,
         }
     }
 
@@ -89,9 +89,10 @@ impl Model {
     /// Schedules a packet that is remembered nowhere.
     fn forget(&mut self, packet: &Packet, server: usize, is_new: bool) -> Outcome {
         let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
-        if let Err(reason) = self.outgoing(packet, choice.real) {
-            return Outcome::Dropped(reason);
-        }
+        let choice = match self.within_reach(packet, server, choice) {
+            Ok(choice) => choice,
+            Err(reason) => return Outcome::Dropped(reason),
+        };
         self.note_template(packet, server, choice);
         self.send_to(packet, choice.real, is_new)
     }
@@ -99,9 +100,10 @@ impl Model {
     /// A new connection: a real server for it, a place in the table, and off.
     fn admit(&mut self, packet: &Packet, server: usize, key: u64, state: State) -> Outcome {
         let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
-        if let Err(reason) = self.outgoing(packet, choice.real) {
-            return Outcome::Dropped(reason);
-        }
+        let choice = match self.within_reach(packet, server, choice) {
+            Ok(choice) => choice,
+            Err(reason) => return Outcome::Dropped(reason),
+        };
         self.note_template(packet, server, choice);
         if self.is_tuple_in_use(packet, choice.real) {
             return Outcome::Dropped(DropReason::TupleInUse);
@@ -109,7 +111,12 @@ impl Model {
         let entry = self.entry(packet, server, key, choice.real, state);
         match self.enter(entry, packet) {
             Some(_) => self.send_to(packet, choice.real, true),
-            None => self.send_without_slot(packet, server, key, true),
+            // The schedulers by hash have chosen what they will choose for its other packets too.
+            None if !self.services[server].scheduler.is_hash() => self.send_by_key(packet, server, key, true),
+            None if self.reals[&choice.real].forwarding == ForwardingMethod::Nat => {
+                Outcome::Dropped(DropReason::TableFull)
+            }
+            None => self.send_to(packet, choice.real, true),
         }
     }
 
@@ -143,9 +150,10 @@ impl Model {
 
     /// The template's real server where there is one, else the scheduler's, else the sorry server.
     fn choose(&mut self, packet: &Packet, server: usize) -> Option<Choice> {
-        let sorry = self.services[server].sorry.map(|real| Choice { real, template: None });
+        let sorry = self.services[server].sorry.map(|real| Choice { real, template: None, may_move: false });
+        let may_move = !self.services[server].scheduler.is_hash();
         let Some(persistence) = self.services[server].persistence else {
-            return self.schedule(packet, server).map(|real| Choice { real, template: None }).or(sorry);
+            return self.schedule(packet, server).map(|real| Choice { real, template: None, may_move }).or(sorry);
         };
         let network = self.services[server].network(packet.reading.source.ip(), persistence);
         let key = self.services[server].template_key(network, &self.settings.secret);
@@ -153,9 +161,20 @@ impl Model {
             && self.reals[&entry.real].takes_any()
         {
             self.table.set(place, Some(Entry { last_seen: packet.now, ..entry }));
-            return Some(Choice { real: entry.real, template: None });
+            return Some(Choice { real: entry.real, template: None, may_move: false });
         }
-        self.schedule(packet, server).map(|real| Choice { real, template: Some(network) }).or(sorry)
+        self.schedule(packet, server).map(|real| Choice { real, template: Some(network), may_move }).or(sorry)
+    }
+
+    /// The choice, or where its real server can't be sent to, the next in turn.
+    fn within_reach(&mut self, packet: &Packet, server: usize, choice: Choice) -> Result<Choice, DropReason> {
+        let Err(reason) = self.outgoing(packet, choice.real) else { return Ok(choice) };
+        if !choice.may_move {
+            return Err(reason);
+        }
+        let real = schedule::in_turn(&mut self.services[server], &self.reals).ok_or(reason)?;
+        self.outgoing(packet, real)?;
+        Ok(Choice { real, ..choice })
     }
 
     /// Makes the client's template, or changes the one that there is and that could not be used.
@@ -179,6 +198,7 @@ impl Model {
         let key = self.services[server].template_key(network, &self.settings.secret);
         if let Some((place, entry)) = self.peek(key, Kind::Template, server, packet.now)
             && entry.state == State::TemplateNew
+            && !self.reals[&entry.real].is_removed
         {
             self.table.set(place, Some(Entry { state: State::Template, last_seen: packet.now, ..entry }));
         }
@@ -199,7 +219,7 @@ impl Model {
     }
 
     /// No slot: each packet of the connection finds the same real server by itself.
-    fn send_without_slot(&mut self, packet: &Packet, server: usize, key: u64, is_new: bool) -> Outcome {
+    fn send_by_key(&mut self, packet: &Packet, server: usize, key: u64, is_new: bool) -> Outcome {
         let by_hash = schedule::without_slot(&self.services[server], &self.reals, key, &self.settings.secret);
         let Some(real) = by_hash.or(self.services[server].sorry) else {
             return self.refuse_for_want(packet, server);
@@ -222,7 +242,7 @@ impl Model {
             (ForwardingMethod::Tun, Family::V4) => 20,
             (ForwardingMethod::Tun, Family::V6) => 40,
         };
-        self.way(real, packet.reading.length() + outer)
+        Self::way(real, packet.reading.length() + outer)
     }
 
     fn send_to(&mut self, packet: &Packet, index: u16, is_new: bool) -> Outcome {

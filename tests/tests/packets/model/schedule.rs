@@ -17,6 +17,9 @@ const ALTERNATIVES: u32 = 16;
 /// Places after a key's own in the ring that are looked at where the table has no room.
 const NEIGHBOURS: u64 = 16;
 
+/// Most groups of eight that are compared.
+const GROUPS_MAX: usize = 32;
+
 type Reals = BTreeMap<u16, RealServer>;
 
 /// The scheduler's choice for a connection from `client` to `vip`, and the next cursor.
@@ -67,7 +70,8 @@ fn is_available(server: &VirtualServer, reals: &Reals, real: u16) -> bool {
     reals.get(&real).is_some_and(|real| real.is_available(server.scheduler))
 }
 
-fn in_turn(server: &mut VirtualServer, reals: &Reals) -> Option<u16> {
+/// The next in turn, whatever the scheduler.
+pub fn in_turn(server: &mut VirtualServer, reals: &Reals) -> Option<u16> {
     if server.ring.is_empty() {
         next(server);
         return None;
@@ -108,12 +112,14 @@ fn better_of_two(server: &mut VirtualServer, reals: &Reals, secret: &Secret) -> 
     }
 }
 
-/// The least loaded; of equals the first, from the `turn`-th real server on and round.
-fn least(server: &VirtualServer, reals: &Reals, turn: usize) -> Option<u16> {
+/// The least loaded; of equals the first, from the `turn`-th real server on and round. With a window, of so many groups only,
+/// and the next in turn where none of them is available.
+fn least(server: &mut VirtualServer, reals: &Reals, turn: usize) -> Option<u16> {
     let count = server.groups.len();
     let window = usize::try_from(server.window).expect("fits");
+    let compared = if window == 0 { count } else { count.min(window) };
     let mut best: Option<u16> = None;
-    for round in 0..count {
+    for round in 0..compared.min(GROUPS_MAX) {
         let group = server.groups[(turn / 8 + round) % count];
         // In the group that the turn is in, those from there on come before those ahead of it.
         let first = if round == 0 { turn % 8 } else { 0 };
@@ -127,11 +133,8 @@ fn least(server: &VirtualServer, reals: &Reals, turn: usize) -> Option<u16> {
                 best = Some(real);
             }
         }
-        if window != 0 && round + 1 >= window && best.is_some() {
-            break;
-        }
     }
-    best
+    if best.is_none() && window != 0 { in_turn(server, reals) } else { best }
 }
 
 /// Which of two real servers is less loaded, by cross multiplication.

@@ -68,7 +68,7 @@ pub fn reals(weights: &[u16]) -> BTreeMap<u16, RealServer> {
 fn model(buckets: u32, weights: &[u16]) -> Model {
     let secret = Secret { words: [1, 2] };
     let table = Table::new(buckets, Timeouts::new(10, 100, 20, 5, 50), secret);
-    let mut model = Model::new(Settings { secret, rejects_per_tick: 2, first_unlisted: 32 }, table);
+    let mut model = Model::new(Settings { secret, rejects_per_tick: 2 }, table);
     let mut server = virtual_server(Scheduler::Rr);
     server.ring = (0..).zip(weights).filter(|(_, weight)| **weight > 0).map(|(index, _)| index).collect();
     model.services.push(server);

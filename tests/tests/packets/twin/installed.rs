@@ -5,11 +5,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use lb_common::connection::Bucket;
 use lb_common::hash;
 use lb_common::net::Address;
 use lb_common::real::{NextHop, NextHopState, RealServerEntry, real_flag};
-use lb_common::service::{ForwardingMethod, NONE, RING_CHUNK, RingChunk, Run, Scheduler, VirtualServerEntry};
+use lb_common::service::{NONE, RING_CHUNK, RingChunk, Run, Scheduler, VirtualServerEntry};
 use lb_userspace::model::{RealServer as Wanted, VirtualServer as Asked};
 
 use super::super::bench::Bench;
@@ -27,38 +26,43 @@ impl Twin {
             let entry = installed.iter().find(|entry| entry.key == asked.service.into()).expect("it is installed");
             places.insert(entry.index, (asked, *entry));
         }
-        let before = std::mem::take(&mut self.model.reals);
+        self.forget_counters(&places);
+        let mut before = std::mem::take(&mut self.model.reals);
         for (index, entry) in self.bench.real_servers() {
             if let Some((asked, server)) = places.get(&entry.virtual_server) {
                 let mut real = real_server(index, &entry, asked, server);
-                if let Some(known) = before.get(&index).filter(|known| known.generation == real.generation) {
-                    (real.active, real.inactive) = (known.active, known.inactive);
-                    real.is_overloaded = overloaded_now(&real, known.is_overloaded);
+                match before.remove(&index) {
+                    // Also where it is reached by another method now, which ends its connections.
+                    Some(known) => {
+                        (real.active, real.inactive) = (known.active, known.inactive);
+                        real.is_overloaded = overloaded_now(&real, known.is_overloaded);
+                    }
+                    None => {
+                        (real.active, real.inactive) = self.model.vacated.remove(&index).unwrap_or_default();
+                        real.is_overloaded = overloaded_now(&real, false);
+                        self.model.real_counters.remove(&index);
+                    }
                 }
                 self.model.reals.insert(index, real);
             }
         }
+        self.model.vacated.extend(before.into_iter().map(|(index, real)| (index, (real.active, real.inactive))));
         self.model.services =
             places.values().map(|(asked, entry)| virtual_server(&mut self.bench, asked, entry)).collect();
         self.rank();
-        self.follow_removals();
         for server in &self.model.services {
             self.check_ring(server);
         }
     }
 
-    /// Forgets the connections of real servers that are gone, as far as they have been taken out of the table.
-    fn follow_removals(&mut self) {
-        for (place, entry) in self.model.table.entries().collect::<Vec<_>>() {
-            let is_current = |real: &RealServer| real.generation == entry.generation;
-            if self.model.reals.get(&entry.real).is_some_and(is_current) {
-                continue;
-            }
-            let bucket: Bucket = self.bench.get("connections", u32::try_from(place.0).expect("fits"));
-            if bucket.slots[place.1].state == 0 {
-                self.model.table.set(place, None);
-            }
-        }
+    /// A virtual server in a former one's place counts from zero.
+    fn forget_counters(&mut self, places: &BTreeMap<u32, (&Asked, VirtualServerEntry)>) {
+        let former = &self.model.services;
+        self.model.virtual_counters.retain(|index, _| {
+            let asked = places.get(&u32::from(*index)).map(|(asked, _)| asked.service);
+            let was = former.iter().find(|server| server.index == *index).map(|s| (s.address, s.protocol));
+            asked.map(|service| (service.address, service.protocol)) == was
+        });
     }
 
     /// Notes who comes when in the chains of those that share address and port.
@@ -85,11 +89,15 @@ impl Twin {
         let weights: Vec<u16> = reals.iter().map(|real| real.weight).collect();
         let expected: Vec<usize> = match server.scheduler {
             _ if weights.iter().all(|weight| *weight == 0) => Vec::new(),
-            Scheduler::Rr => (0..reals.len()).filter(|n| weights[*n] != 0).collect(),
-            Scheduler::Wrr | Scheduler::Twos => smooth(&weights),
+            Scheduler::Rr | Scheduler::Lc => (0..reals.len()).filter(|n| weights[*n] != 0).collect(),
+            Scheduler::Wrr | Scheduler::Twos | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq | Scheduler::Ovf => {
+                smooth(&weights)
+            }
+            Scheduler::Fo => {
+                let highest = weights.iter().max();
+                weights.iter().position(|weight| Some(weight) == highest).into_iter().collect()
+            }
             Scheduler::Sh | Scheduler::Dh | Scheduler::Mh => maglev(&reals),
-            // By hash only where there is no room for a slot.
-            Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq | Scheduler::Fo | Scheduler::Ovf => return,
         };
         let expected: Vec<u16> = expected.into_iter().map(|n| reals[n].index).collect();
         assert_eq!(server.ring, expected, "{server:?}");
@@ -100,10 +108,9 @@ fn smooth(weights: &[u16]) -> Vec<usize> {
     rings::smooth(&weights.iter().map(|weight| u32::from(*weight)).collect::<Vec<_>>())
 }
 
-/// Maglev's table: two hashes of address and port, and a prime size of at least a hundred places each.
+/// Maglev's table: two hashes of address and port, and a prime size of at least a hundred places for each.
 fn maglev(reals: &[&RealServer]) -> Vec<usize> {
-    let sizes = [4093, 8191, 16381, 32749, 65521, 131_071];
-    let size = *sizes.iter().find(|size| **size >= reals.len() * 100).expect("fewer than 1311 in a test");
+    let size = if reals.len() <= 655 { 65_521 } else { 131_071 };
     let below = |hash: u64, limit: usize| usize::try_from(hash % u64::try_from(limit).expect("fits")).expect("fits");
     let weighted: Vec<usize> = (0..reals.len()).filter(|n| reals[*n].weight != 0).collect();
     let backend = |n: &usize| {
@@ -142,7 +149,8 @@ fn real_server(index: u16, entry: &RealServerEntry, asked: &Asked, server: &Virt
     let (weight, upper, lower) = match wanted {
         Some(_) if is_sorry => (0, 0, 0),
         Some(real) => (real.weight.get(), real.thresholds.upper, real.thresholds.lower),
-        None => (0, 0, 0),
+        // Should it come back, it is known whether it was overloaded.
+        None => (0, entry.upper_threshold, entry.lower_threshold),
     };
     if let Some(real) = wanted {
         assert_eq!((entry.forwarding, address), (real.forwarding, real.address));

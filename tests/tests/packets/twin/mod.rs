@@ -1,13 +1,17 @@
 //! The program and its model side by side: the same frames into both, and everything compared.
 
 mod installed;
+mod many;
 mod scenario;
 mod sequences;
+
+use std::fmt::Debug;
 
 use lb_common::connection::{Bucket, Meta, Slot, TableCounters, TupleBucket};
 use lb_common::counters::Counters;
 use lb_common::drop_reason::DropReason;
 use lb_common::real::{CountChunk, LoadChunk, load};
+use lb_userspace::datapath::xdp::object::LoadOptions;
 use lb_userspace::model::VirtualServer;
 
 use super::bench::{Bench, Sent, Verdict, assert_same};
@@ -15,7 +19,7 @@ use super::frame::Frame;
 use super::model::state::State;
 use super::model::table::{Entry, Table};
 use super::model::{Model, Outcome, Settings};
-use super::scene::{INGRESS, UNLISTED};
+use super::scene::INGRESS;
 
 /// The program, and the model in the same state.
 pub struct Twin {
@@ -25,9 +29,9 @@ pub struct Twin {
 
 impl Twin {
     pub fn new(bench: Bench) -> Self {
-        let table = Table::new(bench.buckets(), bench.timeouts(), bench.secret());
-        let settings =
-            Settings { secret: bench.secret(), rejects_per_tick: bench.rejects_per_tick(), first_unlisted: UNLISTED };
+        let LoadOptions { timeouts, secret, .. } = bench.options();
+        let table = Table::new(bench.buckets(), timeouts, secret);
+        let settings = Settings { secret, rejects_per_tick: bench.rejects_per_tick() };
         Self { bench, model: Model::new(settings, table) }
     }
 
@@ -35,6 +39,13 @@ impl Twin {
     pub fn install(&mut self, servers: &[VirtualServer]) {
         self.bench.install(servers);
         self.follow(servers);
+    }
+
+    /// Takes everything out, connections included.
+    pub fn clear(&mut self) {
+        self.install(&[]);
+        self.bench.clear();
+        self.model.clear();
     }
 
     /// Sends a frame through both.
@@ -51,29 +62,21 @@ impl Twin {
 
     /// Makes everything in the table `ticks` older.
     pub fn age(&mut self, ticks: u16) {
-        for (bucket, slots) in self.model.table.buckets.iter_mut().enumerate() {
-            for entry in slots.iter_mut().flatten() {
-                entry.last_seen = entry.last_seen.wrapping_sub(ticks);
-            }
-            if slots.iter().any(Option::is_some) {
-                let index = u32::try_from(bucket).expect("fits");
-                let mut bucket: Bucket = self.bench.get("connections", index);
-                let taken = bucket.slots.iter_mut().filter(|slot| slot.state != 0);
-                taken.for_each(|slot| slot.last_seen = slot.last_seen.wrapping_sub(ticks));
-                self.bench.set("connections", index, bucket);
-            }
+        self.bench.age(ticks);
+        for entry in self.model.table.buckets.iter_mut().flatten().flatten() {
+            entry.last_seen = entry.last_seen.wrapping_sub(ticks);
         }
     }
 
-    /// Compares the connection table, slot by slot.
+    /// Compares the connection table, slot by slot, after `event`.
     #[track_caller]
-    pub fn compare_tables(&mut self) {
+    pub fn compare_tables(&mut self, event: &impl Debug) {
         for index in 0..self.bench.buckets() {
             let bucket: Bucket = self.bench.get("connections", index);
             let expected = self.model.table.buckets[usize::try_from(index).expect("fits")];
             for (lane, (slot, expected)) in bucket.slots.iter().zip(&expected).enumerate() {
                 let found = self.entry(*slot, (index, lane), expected.is_some_and(|entry| entry.tuple.is_some()));
-                assert_eq!(found, *expected, "slot {lane} of bucket {index}");
+                assert_eq!(found, *expected, "slot {lane} of bucket {index} after {event:?}");
             }
         }
     }

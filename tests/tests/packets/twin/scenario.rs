@@ -56,8 +56,7 @@ pub struct Extras {
 #[derive(Clone, Copy, Debug)]
 pub struct RealSpec {
     pub weight: u16,
-    pub upper: u32,
-    pub lower: u32,
+    pub limits: (u32, u32),
     pub is_present: bool,
 }
 
@@ -76,6 +75,12 @@ pub enum Event {
     Weight(u8, u8, u16),
     /// A real server goes, or comes back.
     Toggle(u8, u8),
+    /// A real server gets other thresholds.
+    Limit(u8, u8, (u32, u32)),
+    /// A virtual server gets another scheduler.
+    Scheduler(u8, Scheduler),
+    /// A virtual server goes, and comes back.
+    Withdraw(u8),
 }
 
 /// Which virtual server, client, client's port, and of all ports which.
@@ -100,11 +105,23 @@ pub fn specs() -> impl Strategy<Value = Vec<Spec>> {
     vec(spec(), 1..=4)
 }
 
+/// Virtual servers of one family whose real servers are reached by `nat`, and are partly the same.
+pub fn sharing_specs() -> impl Strategy<Value = Vec<Spec>> {
+    (select(FAMILIES.as_slice()), vec(spec(), 3..=4)).prop_map(|(family, specs)| {
+        let share = |spec: Spec| {
+            let reals = spec.reals.into_iter().take(2).collect();
+            let (protocol, all_ports, methods) = (Protocol::Tcp, false, Methods::Nat);
+            Spec { family, protocol, all_ports, methods, reals, ..spec }
+        };
+        specs.into_iter().map(share).collect()
+    })
+}
+
 fn spec() -> impl Strategy<Value = Spec> {
     let kind = (select(FAMILIES.as_slice()), prop_oneof![3 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp)]);
     let methods = select(vec![Methods::Nat, Methods::Nat, Methods::Dr, Methods::Tun, Methods::Mixed]);
     let scheduler = select(Scheduler::ALL.as_slice());
-    let reals = vec(real(), 0..=usize::from(REALS));
+    let reals = prop_oneof![1 => Just(Vec::new()), 12 => vec(real(), 1..=usize::from(REALS))];
     (kind, prop::bool::weighted(0.15), scheduler, methods, extras(), reals, prop::bool::weighted(0.3)).prop_map(
         |((family, protocol), all_ports, scheduler, methods, policy, reals, has_sorry)| Spec {
             family,
@@ -120,14 +137,15 @@ fn spec() -> impl Strategy<Value = Spec> {
 }
 
 fn real() -> impl Strategy<Value = RealSpec> {
-    let weight = prop_oneof![1 => Just(0), 6 => select(vec![1_u16, 1, 2, 3, 10])];
-    let thresholds = prop_oneof![3 => Just((0, 0)), 1 => (1..6_u32, 0..4_u32)];
-    (weight, thresholds, prop::bool::weighted(0.9)).prop_map(|(weight, (upper, lower), is_present)| RealSpec {
-        weight,
-        upper,
-        lower: lower.min(upper),
-        is_present,
-    })
+    let weight = prop_oneof![1 => Just(0), 9 => select(vec![1_u16, 1, 2, 3, 10])];
+    let present = prop::bool::weighted(0.9);
+    (weight, limits(), present).prop_map(|(weight, limits, is_present)| RealSpec { weight, limits, is_present })
+}
+
+/// Upper and lower threshold.
+fn limits() -> impl Strategy<Value = (u32, u32)> {
+    let some = (1..6_u32, 0..4_u32).prop_map(|(upper, lower)| (upper, lower.min(upper)));
+    prop_oneof![3 => Just((0, 0)), 1 => some]
 }
 
 fn extras() -> impl Strategy<Value = Extras> {
@@ -160,13 +178,17 @@ pub fn events(ports: u8, length: std::ops::Range<usize>) -> impl Strategy<Value 
             vip_port,
         })
     };
+    let scheduler = select(Scheduler::ALL.as_slice());
     let event = prop_oneof![
-        12 => (which(), look()).prop_map(|(which, look)| Event::Packet(which, look)),
-        4 => which().prop_map(Event::Conversation),
-        5 => (which(), any::<u8>(), look()).prop_map(|(which, real, look)| Event::Answer(which, real, look)),
-        1 => select(vec![1_u16, 2, 6, 12, 25, 50, 100]).prop_map(Event::Wait),
-        1 => (any::<u8>(), 0..REALS, select(vec![0_u16, 1, 2, 10])).prop_map(|(s, r, w)| Event::Weight(s, r, w)),
-        1 => (any::<u8>(), 0..REALS).prop_map(|(server, real)| Event::Toggle(server, real)),
+        24 => (which(), look()).prop_map(|(which, look)| Event::Packet(which, look)),
+        8 => which().prop_map(Event::Conversation),
+        10 => (which(), any::<u8>(), look()).prop_map(|(which, real, look)| Event::Answer(which, real, look)),
+        2 => select(vec![1_u16, 2, 6, 12, 25, 50, 100]).prop_map(Event::Wait),
+        2 => (any::<u8>(), 0..REALS, select(vec![0_u16, 1, 2, 10])).prop_map(|(s, r, w)| Event::Weight(s, r, w)),
+        2 => (any::<u8>(), 0..REALS).prop_map(|(server, real)| Event::Toggle(server, real)),
+        1 => (any::<u8>(), 0..REALS, limits()).prop_map(|(server, real, limits)| Event::Limit(server, real, limits)),
+        1 => (any::<u8>(), scheduler).prop_map(|(server, scheduler)| Event::Scheduler(server, scheduler)),
+        1 => any::<u8>().prop_map(Event::Withdraw),
     ];
     vec(event, length)
 }
@@ -190,7 +212,7 @@ impl Spec {
             policy: self.policy(),
             real_servers: real_servers.map(|(which, real)| self.real_server(n, which, *real)).collect(),
             sorry_server: self.has_sorry.then(|| {
-                let real = RealSpec { weight: 1, upper: 0, lower: 0, is_present: true };
+                let real = RealSpec { weight: 1, limits: (0, 0), is_present: true };
                 self.real_server(n, REALS, real)
             }),
         }
@@ -225,7 +247,7 @@ impl Spec {
             address: self.real_address(n, which),
             weight: Weight::new(spec.weight),
             forwarding: self.method(which),
-            thresholds: Thresholds { upper: spec.upper, lower: spec.lower },
+            thresholds: Thresholds { upper: spec.limits.0, lower: spec.limits.1 },
         }
     }
 
@@ -253,7 +275,12 @@ impl Spec {
         SocketAddr::new(self.family.real(self.number(n, which)), port)
     }
 
-    fn client(&self, which: Which) -> SocketAddr {
+    /// Which of its real servers has this address.
+    pub fn which_real(&self, n: u8, address: SocketAddr) -> Option<u8> {
+        (0..=REALS).find(|which| self.real_address(n, *which) == address)
+    }
+
+    pub fn client(&self, which: Which) -> SocketAddr {
         // Two in one network, one beside it, one far off.
         let ip: IpAddr = match self.family {
             Family::V4 => {
@@ -268,7 +295,7 @@ impl Spec {
         SocketAddr::new(ip, u16::from(which.port) * 7)
     }
 
-    fn vip_port(&self, which: Which) -> u16 {
+    pub fn vip_port(&self, which: Which) -> u16 {
         if self.all_ports { [PORT, 443, 8443][usize::from(which.vip_port)] } else { PORT }
     }
 

@@ -1,30 +1,56 @@
 //! Random sequences of packets, waits and changes: program and model must do the same throughout.
 
+use std::cell::RefCell;
+
+use lb_common::connection::Timeouts;
+use lb_common::drop_reason::DropReason;
+use lb_userspace::datapath::xdp::object::LoadOptions;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::super::bench::{Bench, in_namespace};
+use super::super::bench::{Bench, OPTIONS, in_namespace, is_long};
 use super::super::frame::{ACK, SYN};
-use super::super::scene::{FAMILIES, INGRESS};
+use super::super::model::Model;
+use super::super::scene::{ELSEWHERE, FAMILIES, INGRESS, UNLISTED};
 use super::Twin;
-use super::scenario::{Event, Look, Spec, events, specs};
+use super::scenario::{Event, Look, RealSpec, Spec, events, sharing_specs, specs};
 
-/// Sequences for each size of the table.
-const CASES: u32 = 64;
+/// Sequences for each size of the table; in a long test, twenty times as many.
+const CASES: u32 = 40;
 
-/// Plays a scenario on a table for `connections` connections.
-fn play(connections: u32, specs: Vec<Spec>, events: Vec<Event>) {
-    let mut bench = Bench::with_room_for(connections);
+/// Short ones, so that much comes to its end; and few answers to refused packets, so that some get none.
+const fn options(connections_max: u32) -> LoadOptions {
+    LoadOptions { connections_max, reject_rate: 3, timeouts: Timeouts::new(20, 80, 40, 10, 60), ..OPTIONS }
+}
+
+/// Program and model with a table for `connections` connections, and ways to all real servers but some.
+fn twin(connections: u32) -> Twin {
+    let mut bench = Bench::load(&options(connections));
     for family in FAMILIES {
-        (1..=60).for_each(|n| bench.way(family, n, INGRESS, 1500));
+        for n in 1..=60 {
+            match n {
+                14 | 24 => bench.local(family, n),
+                33 => bench.no_way(family, n),
+                _ if n % 10 == 2 => bench.way(family, n, ELSEWHERE, 1200),
+                43 => bench.way(family, n, UNLISTED, 1500),
+                _ => bench.way(family, n, INGRESS, 1500),
+            }
+        }
     }
-    let mut story = Story { twin: Twin::new(bench), specs };
+    Twin::new(bench)
+}
+
+/// Plays a scenario, and gives the twin back.
+fn play(twin: Twin, specs: Vec<Spec>, events: Vec<Event>) -> Twin {
+    let mut story = Story { twin, specs };
+    story.twin.clear();
     story.install();
     for event in events {
         story.happens(&event);
-        story.twin.compare_tables();
+        story.twin.compare_tables(&event);
     }
     story.twin.compare_counters();
+    story.twin
 }
 
 struct Story {
@@ -34,7 +60,12 @@ struct Story {
 
 impl Story {
     fn install(&mut self) {
-        let servers: Vec<_> = (0..).zip(&self.specs).map(|(n, spec)| spec.virtual_server(n)).collect();
+        self.install_without(None);
+    }
+
+    fn install_without(&mut self, missing: Option<u8>) {
+        let present = (0..).zip(&self.specs).filter(|(n, _)| Some(*n) != missing);
+        let servers: Vec<_> = present.map(|(n, spec)| spec.virtual_server(n)).collect();
         self.twin.install(&servers);
     }
 
@@ -56,45 +87,76 @@ impl Story {
             }
             Event::Answer(which, real, look) => {
                 let n = self.number(which.server);
-                self.twin.send(&self.specs[usize::from(n)].answer(n, real % 6, *which, *look));
+                let spec = &self.specs[usize::from(n)];
+                // Mostly of the one that has the connection, if there is one.
+                let answering = match real % 4 {
+                    0 => None,
+                    _ => self.twin.model.server_of(&spec.service(n), spec.client(*which), spec.vip_port(*which)),
+                };
+                let real = answering.and_then(|address| spec.which_real(n, address)).unwrap_or(real % 6);
+                self.twin.send(&spec.answer(n, real, *which, *look));
             }
             Event::Wait(ticks) => self.twin.age(*ticks),
-            Event::Weight(server, real, weight) => {
-                let n = usize::from(self.number(*server));
-                if let Some(real) = self.specs[n].reals.get_mut(usize::from(*real)) {
-                    real.weight = *weight;
-                    self.install();
-                }
-            }
-            Event::Toggle(server, real) => {
-                let n = usize::from(self.number(*server));
-                if let Some(real) = self.specs[n].reals.get_mut(usize::from(*real)) {
-                    real.is_present = !real.is_present;
-                    self.install();
-                }
+            Event::Weight(server, real, weight) => self.change_real(*server, *real, |real| real.weight = *weight),
+            Event::Limit(server, real, limits) => self.change_real(*server, *real, |real| real.limits = *limits),
+            Event::Toggle(server, real) => self.change_real(*server, *real, |real| real.is_present = !real.is_present),
+            Event::Scheduler(server, scheduler) => self.change(*server, |spec| spec.scheduler = *scheduler),
+            Event::Withdraw(server) => {
+                self.install_without(Some(self.number(*server)));
+                self.install();
             }
         }
     }
+
+    fn change(&mut self, server: u8, change: impl Fn(&mut Spec)) {
+        let n = usize::from(self.number(server));
+        change(&mut self.specs[n]);
+        self.install();
+    }
+
+    fn change_real(&mut self, server: u8, real: u8, change: impl Fn(&mut RealSpec)) {
+        self.change(server, |spec| {
+            if let Some(real) = spec.reals.get_mut(usize::from(real)) {
+                change(real);
+            }
+        });
+    }
 }
 
-/// Draws scenarios; a failure is shown as small as it can be made.
-fn alike(connections: u32, ports: u8, length: std::ops::Range<usize>) {
+/// Draws scenarios; a failure is shown as small as it can be made. At last, `check` sees what the model has counted in all.
+fn alike(connections: u32, specs: impl Strategy<Value = Vec<Spec>> + Send, ports: u8, check: fn(&Model)) {
     in_namespace(move || {
-        let config = ProptestConfig { cases: CASES, failure_persistence: None, ..Default::default() };
-        let result = TestRunner::new(config).run(&(specs(), events(ports, length)), |(specs, events)| {
-            play(connections, specs, events);
+        // The program is loaded again only after a failure, which leaves anything behind.
+        let kept = RefCell::new(None);
+        let cases = if is_long() { 20 * CASES } else { CASES };
+        let config = ProptestConfig { cases, failure_persistence: None, ..Default::default() };
+        let result = TestRunner::new(config).run(&(specs, events(ports, 100..300)), |(specs, events)| {
+            let present = kept.take().unwrap_or_else(|| twin(connections));
+            kept.replace(Some(play(present, specs, events)));
             Ok(())
         });
         result.unwrap_or_else(|failure| panic!("{failure}"));
+        let twin = kept.take().expect("the last one played");
+        let Model { table, drops, .. } = &twin.model;
+        println!("{:?}, {drops:?}", table.counters);
+        check(&twin.model);
     });
 }
 
 #[test]
 fn with_room_for_all_the_program_does_as_the_model() {
-    alike(300, 12, 100..300);
+    alike(300, specs(), 12, |model| assert!(model.table.counters.inserted > 100));
 }
 
 #[test]
 fn in_a_table_that_is_much_too_small_the_program_does_as_the_model() {
-    alike(9, 12, 100..300);
+    alike(9, specs(), 12, |model| {
+        let counters = &model.table.counters;
+        assert!(counters.reclaimed > 0 && counters.evicted_half_open > 0 && counters.refused > 0, "{counters:?}");
+    });
+}
+
+#[test]
+fn behind_real_servers_that_virtual_servers_share_the_program_does_as_the_model() {
+    alike(300, sharing_specs(), 2, |model| assert!(model.drops.contains_key(&DropReason::TupleInUse)));
 }
