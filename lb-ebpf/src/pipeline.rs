@@ -214,22 +214,31 @@ fn open(packet: &Packet, hit: Hit, key: u64, flags: u8, locked: bool) -> Result<
     if is_stateless {
         newcomer.0 &= Newcomer::COUNTS;
     }
-    let is_by_key = is_stateless && !service.scheduler.is_hash();
-    let index = match is_by_key {
-        true => schedule::stateless_server(hit.index, key),
-        false => scheduled(packet, hit, service, &mut newcomer),
-    };
     let refusal = Stop::by(service.no_real_server, DropReason::NoRealServer);
+    if is_stateless && !service.scheduler.is_hash() {
+        let index = schedule::stateless_server(hit.index, key);
+        let real = real_server(index, hit).ok_or(refusal)?;
+        if real.forwarding == ForwardingMethod::Nat {
+            return Err(unanswerable(service, locked));
+        }
+        return Ok(Choice { index, real, newcomer });
+    }
+    let index = scheduled(packet, hit, service, &mut newcomer);
     let real = real_server(index, hit).ok_or(refusal)?;
     if is_stateless && real.forwarding == ForwardingMethod::Nat {
-        // Its reply would not find its way back.
-        return Err(match locked {
-            // What is sent again finds the slot written.
-            true => Stop::Drop(DropReason::TableFull),
-            false => Stop::by(service.unknown_connection, DropReason::NoConnection),
-        });
+        return Err(unanswerable(service, locked));
     }
     Ok(Choice { index, real, newcomer })
+}
+
+/// Why a packet without a slot does not go behind `nat`: its reply would not find its way back.
+#[inline(always)]
+fn unanswerable(service: &VirtualServerEntry, locked: bool) -> Stop {
+    match locked {
+        // What is sent again finds the slot written.
+        true => Stop::Drop(DropReason::TableFull),
+        false => Stop::by(service.unknown_connection, DropReason::NoConnection),
+    }
 }
 
 /// What becomes of a TCP segment that opens nothing and whose connection is unknown.

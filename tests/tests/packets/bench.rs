@@ -30,7 +30,7 @@ use lb_userspace::datapath::{Policy, Servers, ServiceTable, Settings};
 use lb_userspace::host::jiffies_per_second;
 use lb_userspace::model::{self, Service, Thresholds, VirtualServer, Weight};
 use lb_userspace::reconcile::reconcile;
-use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
 use super::frame::Frame;
@@ -86,7 +86,7 @@ pub fn in_namespace(test: impl FnOnce() + Send) {
         return thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
-                stay_on(cpus()[0]);
+                stay_on(sched_getcpu().expect("the kernel tells"));
                 test();
             });
             inside.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
@@ -423,7 +423,7 @@ impl Bench {
 
     /// The coarse time, as the program reads it.
     pub fn tick(&self) -> u16 {
-        (self.jiffies() >> 8) as u16
+        coarse(self.jiffies())
     }
 
     /// As [`Bench::tick`], when that will not change in the next few milliseconds.
@@ -431,7 +431,7 @@ impl Bench {
         loop {
             let jiffies = self.jiffies();
             if jiffies & 0xff < 250 {
-                return (jiffies >> 8) as u16;
+                return coarse(jiffies);
             }
             thread::yield_now();
         }
@@ -441,6 +441,11 @@ impl Bench {
     fn jiffies(&self) -> u32 {
         self.clock.test_runs(&POISON, 1).expect("the kernel runs the program")
     }
+}
+
+/// Jiffies in units of 256, modulo 65,536.
+fn coarse(jiffies: u32) -> u16 {
+    u16::try_from(jiffies >> 8 & 0xffff).expect("16 bits")
 }
 
 /// A table to jump to `program` of `ebpf` by.

@@ -41,7 +41,7 @@ impl Dice {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        u32::try_from((self.0 >> 32) * u64::from(limit) >> 32).expect("below the limit")
+        u32::try_from(((self.0 >> 32) * u64::from(limit)) >> 32).expect("below the limit")
     }
 
     fn of<T: Copy>(&mut self, all: &[T]) -> T {

@@ -108,7 +108,7 @@ impl Model {
         if self.is_tuple_in_use(packet, choice.real) {
             return Outcome::Dropped(DropReason::TupleInUse);
         }
-        let entry = self.entry(packet, server, key, choice.real, state);
+        let entry = self.entry(packet, server, key, (choice.real, state));
         match self.enter(entry, packet) {
             Some(_) => self.send_to(packet, choice.real, true),
             // The schedulers by hash have chosen what they will choose for its other packets too.
@@ -120,7 +120,7 @@ impl Model {
         }
     }
 
-    fn entry(&self, packet: &Packet, server: usize, key: u64, real: u16, state: State) -> Entry {
+    fn entry(&self, packet: &Packet, server: usize, key: u64, (real, state): (u16, State)) -> Entry {
         let (client, vip) = (packet.reading.source, packet.reading.destination);
         let tuple = (Address::from(client.ip()), client.port(), vip.port());
         Entry {
@@ -181,7 +181,7 @@ impl Model {
     fn note_template(&mut self, packet: &Packet, server: usize, choice: Choice) {
         let Some(network) = choice.template else { return };
         let key = self.services[server].template_key(network, &self.settings.secret);
-        let mut entry = self.entry(packet, server, key, choice.real, State::TemplateNew);
+        let mut entry = self.entry(packet, server, key, (choice.real, State::TemplateNew));
         entry.tuple = entry.tuple.map(|_| (Address::from(network), 0, 0));
         match self.table.find(key, Kind::Template) {
             Some((place, _)) => self.table.set(place, Some(entry)),

@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn round_robin_leaves_out_the_unavailable() {
         let (mut server, mut reals) = (virtual_server(Scheduler::Rr), reals(&[1, 1, 1]));
-        server.ring = vec![0, 1, 2];
+        server.ring = [0, 1, 2].into();
         reals.get_mut(&1).expect("is there").is_overloaded = true;
         let chosen: Vec<_> = (0..4).map(|_| choose(&mut server, &reals, ends(), &SECRET)).collect();
         assert_eq!(chosen, [Some(0), Some(2), Some(0), Some(2)]);

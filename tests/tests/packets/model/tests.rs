@@ -30,7 +30,7 @@ pub fn virtual_server(scheduler: Scheduler) -> VirtualServer {
         no_real_server: Refusal::Reject,
         unknown_connection: Refusal::Drop,
         sorry: None,
-        ring: Vec::new(),
+        ring: [].into(),
         groups: vec![0],
         lanes: 8,
         window: 0,

@@ -1,6 +1,7 @@
 //! What is installed: virtual servers and real servers, as an operator would describe them, and where they lie.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
 
 use lb_common::hash::{self, Secret};
 use lb_common::net::{Address, Port, Protocol};
@@ -27,7 +28,7 @@ pub struct VirtualServer {
     /// Real server for connections that would find none.
     pub sorry: Option<u16>,
     /// Real servers in the order of the scheduler.
-    pub ring: Vec<u16>,
+    pub ring: Rc<[u16]>,
     /// Groups of eight real servers, in the order of comparison; each is named by its number, the indexes divided by eight.
     pub groups: Vec<u16>,
     /// How many real servers a comparison begins with in turn.

@@ -100,7 +100,7 @@ impl Twin {
             Scheduler::Sh | Scheduler::Dh | Scheduler::Mh => maglev(&reals),
         };
         let expected: Vec<u16> = expected.into_iter().map(|n| reals[n].index).collect();
-        assert_eq!(server.ring, expected, "{server:?}");
+        assert_eq!(*server.ring, expected, "{server:?}");
     }
 }
 
@@ -210,7 +210,7 @@ fn virtual_server(bench: &mut Bench, asked: &Asked, entry: &VirtualServerEntry) 
         no_real_server: policy.no_real_server,
         unknown_connection: policy.unknown_connection,
         sorry: (entry.sorry_server != NONE).then(|| u16::try_from(entry.sorry_server).expect("an index")),
-        ring: elements(bench, entry.ring),
+        ring: elements(bench, entry.ring).into(),
         groups: elements(bench, entry.chunks),
         lanes: entry.lanes,
         window: entry.window,

@@ -180,10 +180,10 @@ pub fn events(ports: u8, length: std::ops::Range<usize>) -> impl Strategy<Value 
     };
     let scheduler = select(Scheduler::ALL.as_slice());
     let event = prop_oneof![
-        24 => (which(), look()).prop_map(|(which, look)| Event::Packet(which, look)),
-        8 => which().prop_map(Event::Conversation),
-        10 => (which(), any::<u8>(), look()).prop_map(|(which, real, look)| Event::Answer(which, real, look)),
-        2 => select(vec![1_u16, 2, 6, 12, 25, 50, 100]).prop_map(Event::Wait),
+        48 => (which(), look()).prop_map(|(which, look)| Event::Packet(which, look)),
+        16 => which().prop_map(Event::Conversation),
+        20 => (which(), any::<u8>(), look()).prop_map(|(which, real, look)| Event::Answer(which, real, look)),
+        4 => select(vec![1_u16, 2, 6, 12, 25, 50, 100]).prop_map(Event::Wait),
         2 => (any::<u8>(), 0..REALS, select(vec![0_u16, 1, 2, 10])).prop_map(|(s, r, w)| Event::Weight(s, r, w)),
         2 => (any::<u8>(), 0..REALS).prop_map(|(server, real)| Event::Toggle(server, real)),
         1 => (any::<u8>(), 0..REALS, limits()).prop_map(|(server, real, limits)| Event::Limit(server, real, limits)),
