@@ -101,7 +101,7 @@ impl Daemon {
         let links = interfaces(&config, &instance, facts.links)?;
 
         let desired = Desired::new(config.virtual_servers.clone(), jiffies_per_second());
-        let capacity = Capacity::of(&desired.table(Instant::now()));
+        let capacity = Capacity::of(&desired.largest_table());
         let secret = object::random_secret().map_err(StartError::Random)?;
         let mut datapath = load(&config, capacity, secret)?;
         let resolver = Arc::new(Resolver::new(handle, instance.journal(), targets(&config)));

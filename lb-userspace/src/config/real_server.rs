@@ -1,7 +1,7 @@
 //! `[[virtual_server.real_server]]`: who serves, and that it can serve its virtual server.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use lb_common::REAL_SERVERS_MAX;
@@ -42,6 +42,8 @@ pub struct Parent<'c> {
 pub struct Tally {
     servers: usize,
     behind_nat: HashMap<(SocketAddr, Protocol), usize>,
+    /// The line of the first on all ports, and of the first on a port of its own.
+    nat_ports: HashMap<(IpAddr, Protocol), (Option<usize>, Option<usize>)>,
 }
 
 /// Who serves a virtual server.
@@ -70,6 +72,20 @@ impl Parent<'_> {
     pub fn claim_nat(&mut self, table: &Reader<'_>, site: &Site, report: &mut Report<'_>) {
         let Site { address, forwarding, span } = site;
         let Some(protocol) = self.protocol.filter(|_| *forwarding == Some(ForwardingMethod::Nat)) else { return };
+        let (all, own) = self.tally.nat_ports.entry((address.ip(), protocol)).or_default();
+        let (mine, others) = if address.port() == 0 { (all, own) } else { (own, all) };
+        mine.get_or_insert(report.line(span));
+        if let Some(line) = others {
+            let message = format!(
+                "{} is {address} by nat, which serves another virtual server of protocol {} by nat on line {line}, one of the two \
+                 on all ports, must be by nat on all ports or on ports of its own only",
+                table.path("address"),
+                protocol.name(),
+            );
+            let help =
+                "its replies could not be told apart; take another address for one of the two, or \"dr\" or \"tun\"";
+            report.error(span, message, Some(help.into()));
+        }
         let count = self.tally.behind_nat.entry((*address, protocol)).or_default();
         *count += 1;
         if *count == SAME_NAT_MAX + 1 {
