@@ -259,8 +259,14 @@ impl Daemon {
             Request::Drain { real_server, seconds } => self.drain(&real_server, seconds.map(Duration::from_secs)),
             Request::Undrain { real_server } => self.undrain(&real_server),
             Request::Reload => match self.reload().await {
-                Ok(changes) => Response::Reloaded { changes },
-                Err(error) => Response::Error(chain(&error)),
+                Ok(changes) => {
+                    info!(changes, "configuration reloaded");
+                    Response::Reloaded { changes }
+                }
+                Err(error) => {
+                    error!(error = chain(&error), "configuration not reloaded; the old one still holds");
+                    Response::Error(chain(&error))
+                }
             },
         }
     }
