@@ -82,14 +82,15 @@ impl Place {
         }
     }
 
-    /// Forgets the connection.
+    /// Forgets the connection; false where another CPU has changed the slot meanwhile.
     #[inline(always)]
-    pub fn free(self, meta: Meta) {
+    pub fn free(self, meta: Meta) -> bool {
         // SAFETY: as in `advance`.
         let freed = unsafe { word::swap(self.0, meta.0, Meta::FREE.0) };
         if freed {
             load::count_connection(meta.real_server().into(), meta.state().into(), State::FREE.into());
         }
+        freed
     }
 
     /// Gives a persistence template another real server, unless another CPU does.
@@ -116,12 +117,16 @@ impl Place {
 pub fn find(key: u64, template: bool) -> Lookup {
     let (one, two) = candidates(key);
     let Some(bucket) = maps::CONNECTIONS.get_ptr_mut(one) else { return Lookup::Missing };
-    match search(bucket, key, template) {
-        Lookup::Missing => {}
-        found => return found,
+    let first = search(bucket, key, template);
+    if let Lookup::Found(..) = first {
+        return first;
     }
     let Some(bucket) = maps::CONNECTIONS.get_ptr_mut(two) else { return Lookup::Missing };
-    search(bucket, key, template)
+    match (search(bucket, key, template), first) {
+        // A slot that somebody takes may hold the key of the connection it held once.
+        (Lookup::Missing, Lookup::Locked) => Lookup::Locked,
+        (second, _) => second,
+    }
 }
 
 /// The number of the place that [`find`] would find for a connection; [`NO_SLOT`] where there is none.
@@ -147,6 +152,7 @@ fn candidates(key: u64) -> (u32, u32) {
 #[inline(always)]
 fn search(bucket: *mut Bucket, key: u64, template: bool) -> Lookup {
     let words = bucket.cast::<u64>();
+    let mut missed = Lookup::Missing;
     let mut slot = 0;
     while slot < SLOTS {
         // SAFETY: a word of a live map element, like those below.
@@ -157,17 +163,18 @@ fn search(bucket: *mut Bucket, key: u64, template: bool) -> Lookup {
             let meta = Meta(unsafe { word::read(second) });
             let state = meta.state();
             if state == State::LOCKED {
-                return Lookup::Locked;
+                missed = Lookup::Locked;
             }
             // A freed slot keeps its key; one that was given away since has another.
+            let is_held = state != State::FREE && state != State::LOCKED && State::is_template(state) == template;
             // SAFETY: as above.
-            if state != State::FREE && State::is_template(state) == template && unsafe { word::read(first) } == key {
+            if is_held && unsafe { word::read(first) } == key {
                 return Lookup::Found(Place(second), meta);
             }
         }
         slot += 1;
     }
-    Lookup::Missing
+    missed
 }
 
 /// The timeout of a state, in ticks.

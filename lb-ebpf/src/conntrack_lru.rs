@@ -72,13 +72,15 @@ impl Place {
         }
     }
 
-    /// Forgets the connection.
+    /// Forgets the connection; false where another CPU has changed the entry meanwhile.
     #[inline(always)]
-    pub fn free(self, meta: Meta) {
+    pub fn free(self, meta: Meta) -> bool {
         // SAFETY: as in `touch`.
-        if unsafe { word::swap(self.0, meta.0, Meta::FREE.0) } {
+        let freed = unsafe { word::swap(self.0, meta.0, Meta::FREE.0) };
+        if freed {
             load::count_connection(meta.real_server().into(), meta.state().into(), State::FREE.into());
         }
+        freed
     }
 
     /// Gives a persistence template another real server.

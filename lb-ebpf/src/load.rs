@@ -15,9 +15,11 @@ pub fn is_available(real: u32) -> bool {
 }
 
 /// Whether a real server has a weight, however loaded it is.
+///
+/// By the weight itself: of its word in `server_loads` single bits may be wrong for a moment while user space writes it.
 #[inline(always)]
 pub fn has_weight(real: u32) -> bool {
-    word_of(real) & load::NO_WEIGHT == 0
+    maps::REAL_SERVERS.get(real).is_some_and(|real| real.weight != 0)
 }
 
 /// A real server's word in `server_loads`; that of an unavailable one where there is none.

@@ -96,7 +96,9 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
     let key = replies::request_key(packet, hit);
     let choice = match known(packet, hit, key, flags) {
         Known::Is(choice) => choice,
-        Known::Not { locked } => open(packet, hit, key, flags, locked)?,
+        Known::Not => open(packet, hit, key, flags)?,
+        // What is sent again finds the slot written.
+        Known::Locked => return Err(DropReason::TableFull.into()),
     };
     let mut choice = choice;
     let mut way = match forward::to_real_server(ctx, packet, choice.index, choice.real) {
@@ -104,7 +106,7 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
         Err(reason) if !choice.newcomer.is(Newcomer::MAY_MOVE) => return Err(reason.into()),
         // What cannot be sent enters nothing, so the least loaded would remain so, and take all that comes.
         Err(reason) => {
-            let index = schedule::next_server(hit.index);
+            let index = schedule::next_server(hit.index, choice.index);
             let real = real_server(index, hit).ok_or(reason)?;
             (choice.index, choice.real) = (index, real);
             forward::to_real_server(ctx, packet, index, real)?
@@ -141,26 +143,24 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
 /// Whether the packet's connection is known.
 enum Known {
     Is(Choice),
-    Not {
-        /// Its slot is being rewritten: nothing may be entered.
-        locked: bool,
-    },
+    Not,
+    /// Its slot is being rewritten: which connection it will hold is not known.
+    Locked,
 }
 
 /// The real server of the packet's connection, unless there is none or the packet opens a new one; notes the packet.
 #[inline(always)]
 fn known(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Known {
-    const MISSING: Known = Known::Not { locked: false };
     if hit.flags & service_flag::ONE_PACKET != 0 {
-        return MISSING;
+        return Known::Not;
     }
     let (place, meta) = match conntrack::find(key, false) {
         Lookup::Found(place, meta) => (place, meta),
-        Lookup::Missing => return MISSING,
-        Lookup::Locked => return Known::Not { locked: true },
+        Lookup::Missing => return Known::Not,
+        Lookup::Locked => return Known::Locked,
     };
     let index = u32::from(meta.real_server());
-    let Some(real) = maps::REAL_SERVERS.get(index) else { return MISSING };
+    let Some(real) = maps::REAL_SERVERS.get(index) else { return Known::Not };
     let state = meta.state();
     let next = match packet.protocol {
         Protocol::Tcp => tcp::after(state, flags, Sender::Client),
@@ -172,8 +172,7 @@ fn known(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Known {
         || (tcp::is_opening(flags) && State::is_closing(state));
     let is_kept = !is_void && if next == state { place.touch(meta) } else { is_fresh(meta) };
     if !is_kept {
-        place.free(meta);
-        return MISSING;
+        return if place.free(meta) { Known::Not } else { Known::Locked };
     }
     if next != state {
         place.advance(meta, next);
@@ -193,9 +192,10 @@ fn is_fresh(meta: Meta) -> bool {
 
 /// The real server for a packet of an unknown connection.
 #[inline(always)]
-fn open(packet: &Packet, hit: Hit, key: u64, flags: u8, locked: bool) -> Result<Choice, Stop> {
+fn open(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Result<Choice, Stop> {
     let service = service::by_index(hit.index).ok_or(DropReason::NoRealServer)?;
-    let mut is_stateless = locked;
+    let unknown = Stop::by(service.unknown_connection, DropReason::NoConnection);
+    let refusal = Stop::by(service.no_real_server, DropReason::NoRealServer);
     let mut newcomer = match packet.protocol {
         Protocol::Udp if hit.flags & service_flag::ONE_PACKET != 0 => Newcomer(Newcomer::COUNTS),
         Protocol::Udp => Newcomer(Newcomer::COUNTS | State::UDP_NEW as u32),
@@ -204,41 +204,18 @@ fn open(packet: &Packet, hit: Hit, key: u64, flags: u8, locked: bool) -> Result<
             Midstream::Schedule(State::FREE) => Newcomer::NONE,
             Midstream::Schedule(state) => Newcomer(Newcomer::COUNTS | u32::from(state)),
             Midstream::Stateless => {
-                is_stateless = true;
-                Newcomer::NONE
+                let index = schedule::stateless_server(hit.index, key);
+                let real = real_server(index, hit).ok_or(refusal)?;
+                // Its reply would not find its way back behind `nat`.
+                let is_answered = real.forwarding != ForwardingMethod::Nat;
+                return is_answered.then_some(Choice { index, real, newcomer: Newcomer::NONE }).ok_or(unknown);
             }
-            Midstream::Refuse if locked => Newcomer::NONE,
-            Midstream::Refuse => return Err(Stop::by(service.unknown_connection, DropReason::NoConnection)),
+            Midstream::Refuse => return Err(unknown),
         },
     };
-    if is_stateless {
-        newcomer.0 &= Newcomer::COUNTS;
-    }
-    let refusal = Stop::by(service.no_real_server, DropReason::NoRealServer);
-    if is_stateless && !service.scheduler.is_hash() {
-        let index = schedule::stateless_server(hit.index, key);
-        let real = real_server(index, hit).ok_or(refusal)?;
-        if real.forwarding == ForwardingMethod::Nat {
-            return Err(unanswerable(service, locked));
-        }
-        return Ok(Choice { index, real, newcomer });
-    }
     let index = scheduled(packet, hit, service, &mut newcomer);
     let real = real_server(index, hit).ok_or(refusal)?;
-    if is_stateless && real.forwarding == ForwardingMethod::Nat {
-        return Err(unanswerable(service, locked));
-    }
     Ok(Choice { index, real, newcomer })
-}
-
-/// Why a packet without a slot does not go behind `nat`: its reply would not find its way back.
-#[inline(always)]
-fn unanswerable(service: &VirtualServerEntry, locked: bool) -> Stop {
-    match locked {
-        // What is sent again finds the slot written.
-        true => Stop::Drop(DropReason::TableFull),
-        false => Stop::by(service.unknown_connection, DropReason::NoConnection),
-    }
 }
 
 /// What becomes of a TCP segment that opens nothing and whose connection is unknown.

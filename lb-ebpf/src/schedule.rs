@@ -26,18 +26,19 @@ pub extern "C" fn choose_server(service: u32, client_a: u64, client_b: u64, port
         }
         Scheduler::Dh => by_hash(service, hash::scheduling(service.key.vip.halves(), 0)),
     };
-    if chosen == UNDECIDED { in_turn(service) } else { chosen }
+    if chosen == UNDECIDED { in_turn(service, NONE) } else { chosen }
 }
 
 /// No choice: the next in turn takes it.
 const UNDECIDED: u32 = NONE - 1;
 
-/// The next real server of virtual server `service` in turn, whatever its scheduler; [`NONE`] where none takes a connection.
+/// The next real server of virtual server `service` in turn, whatever its scheduler, but not `unfit`; [`NONE`] where no other
+/// takes a connection.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn next_server(service: u32) -> u32 {
+pub extern "C" fn next_server(service: u32, unfit: u32) -> u32 {
     match service::by_index(service) {
-        Some(service) => in_turn(service),
+        Some(service) => in_turn(service, unfit),
         None => NONE,
     }
 }
@@ -49,12 +50,12 @@ const ALTERNATIVES: u32 = 16;
 
 /// The next of the ring, in strict order over all CPUs.
 #[inline(always)]
-fn in_turn(service: &VirtualServerEntry) -> u32 {
+fn in_turn(service: &VirtualServerEntry, unfit: u32) -> u32 {
     let ring = run(&service.ring);
     for _ in 0..TURNS {
         let turn = next_turn(service.index);
         let real = element(ring, turn);
-        if real == NONE || loads::is_available(real) {
+        if real == NONE || (real != unfit && loads::is_available(real)) {
             return real;
         }
     }
@@ -122,13 +123,14 @@ pub extern "C" fn stateless_server(service: u32, key: u64) -> u32 {
 fn least_loaded(service: &VirtualServerEntry) -> u32 {
     let (chunks, lanes) = (run(&service.chunks), service.lanes);
     let turn = if lanes == 0 { 0 } else { next_turn(service.index) as u32 % lanes };
-    let first = turn / 8;
+    // Modulo: chunks and lanes of a virtual server that is being changed may be of two times.
+    let first = turn / 8 % chunks.length.max(1);
     let rounds = if service.window == 0 { chunks.length } else { chunks.length.min(service.window) };
     // Runs begin with a value of their map, so the list of up to 256 real servers lies in one.
     let Some(list) = ring_chunk(chunks.start) else { return NONE };
     let is_short = chunks.length <= RING_CHUNK as u32;
     let chunk_at = |offset: u32| if is_short { Some(element_of(list, offset)) } else { element_at(chunks, offset) };
-    let Some(begin) = chunk_at(first % chunks.length.max(1)) else { return NONE };
+    let Some(begin) = chunk_at(first) else { return NONE };
     let (mut best, mut best_chunk) = (u64::MAX, begin);
     for round in 0..CHUNKS_COMPARED_MAX {
         if round >= rounds {

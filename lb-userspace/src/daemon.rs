@@ -101,7 +101,7 @@ impl Daemon {
         let links = interfaces(&config, &instance, facts.links)?;
 
         let desired = Desired::new(config.virtual_servers.clone(), jiffies_per_second());
-        let capacity = Capacity::of(&desired.table(Instant::now()));
+        let capacity = Capacity::of(&desired.largest_table());
         let secret = object::random_secret().map_err(StartError::Random)?;
         let mut datapath = load(&config, capacity, secret)?;
         let resolver = Arc::new(Resolver::new(handle, instance.journal(), targets(&config)));
@@ -259,8 +259,14 @@ impl Daemon {
             Request::Drain { real_server, seconds } => self.drain(&real_server, seconds.map(Duration::from_secs)),
             Request::Undrain { real_server } => self.undrain(&real_server),
             Request::Reload => match self.reload().await {
-                Ok(changes) => Response::Reloaded { changes },
-                Err(error) => Response::Error(chain(&error)),
+                Ok(changes) => {
+                    info!(changes, "configuration reloaded");
+                    Response::Reloaded { changes }
+                }
+                Err(error) => {
+                    error!(error = chain(&error), "configuration not reloaded; the old one still holds");
+                    Response::Error(chain(&error))
+                }
             },
         }
     }

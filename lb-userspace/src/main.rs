@@ -117,8 +117,8 @@ struct ConnectionsArguments {
     /// Of clients in this network, or of this address
     #[arg(long, value_name = "CIDR", value_parser = cli::connections::network)]
     client: Option<IpNet>,
-    /// In this state: opening, established-new (by one packet), established, client-fin, server-fin, both-fin, closed,
-    /// udp-new (one datagram), udp, template-new (not confirmed by a connection), template
+    /// In this state: opening, established, client-fin, server-fin, both-fin, closed, udp, template; established-new (by one
+    /// packet), udp-new (one datagram) and template-new (not confirmed) are part of those without "-new", and alone by name
     #[arg(long, value_name = "STATE", value_parser = cli::connections::state)]
     state: Option<u8>,
     /// Of this protocol: tcp or udp

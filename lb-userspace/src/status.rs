@@ -120,7 +120,7 @@ impl Sources<'_> {
         RealServer {
             address: *address,
             forwarding: entry.forwarding.name().to_owned(),
-            weight: entry.weight,
+            weight: self.desired.unscaled(service, entry.weight),
             drained: drained.is_some(),
             drained_for_seconds: drained.flatten().map(|end| end.saturating_duration_since(self.now).as_secs()),
             role: role.to_owned(),

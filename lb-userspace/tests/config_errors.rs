@@ -254,6 +254,7 @@ refused! {
     virtual_server_without_real_server = GOOD.split("[[virtual_server.real_server]]").next().unwrap_or_default();
     service_twice = format!("{GOOD}{}", SECOND.replace("name = \"web\"\n", ""));
     real_server_behind_nat_in_too_many = format!("[xdp]\ninterfaces = [\"eth0\"]\n{}", (1..=65).map(numbered).collect::<String>());
+    real_server_behind_nat_on_all_ports_and_on_one = format!("{GOOD}{}", SECOND.replace("\"web\"", "\"all\"").replace("100:80", "101:0"));
     name_twice = format!("{GOOD}{}", SECOND.replace(":80", ":81"));
     keepalived_conf = KEEPALIVED_CONF;
     another_kind_of_file = "this is no configuration\n".repeat(200);

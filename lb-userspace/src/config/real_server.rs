@@ -1,7 +1,7 @@
 //! `[[virtual_server.real_server]]`: who serves, and that it can serve its virtual server.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use lb_common::REAL_SERVERS_MAX;
@@ -42,6 +42,18 @@ pub struct Parent<'c> {
 pub struct Tally {
     servers: usize,
     behind_nat: HashMap<(SocketAddr, Protocol), usize>,
+    /// By address: where each stands, for which virtual server, and on which port.
+    nat_ports: HashMap<(IpAddr, Protocol), Vec<NatPort>>,
+}
+
+/// A port of an address behind `nat`.
+struct NatPort {
+    /// Where it stands.
+    line: usize,
+    /// The virtual server.
+    vip: SocketAddr,
+    /// Zero: all.
+    port: u16,
 }
 
 /// Who serves a virtual server.
@@ -70,6 +82,7 @@ impl Parent<'_> {
     pub fn claim_nat(&mut self, table: &Reader<'_>, site: &Site, report: &mut Report<'_>) {
         let Site { address, forwarding, span } = site;
         let Some(protocol) = self.protocol.filter(|_| *forwarding == Some(ForwardingMethod::Nat)) else { return };
+        self.keep_replies_apart(site, protocol, table, report);
         let count = self.tally.behind_nat.entry((*address, protocol)).or_default();
         *count += 1;
         if *count == SAME_NAT_MAX + 1 {
@@ -82,6 +95,34 @@ impl Parent<'_> {
             let help = "each of its replies is told apart by trying them all; take another address or port, or \"dr\" or \"tun\"";
             report.error(span, message, Some(help.into()));
         }
+    }
+
+    /// A reply from a port belongs to the virtual server that has it behind that port, or to one on all ports; where a client
+    /// could reach the same port by both, it would not be known by which.
+    fn keep_replies_apart(&mut self, site: &Site, protocol: Protocol, table: &Reader<'_>, report: &mut Report<'_>) {
+        let Site { address, forwarding: _, span } = site;
+        let Some((vip, _)) = self.address else { return };
+        let known = self.tally.nat_ports.entry((address.ip(), protocol)).or_default();
+        let meets = |other: &&NatPort| {
+            let (all, own, own_port) = match (address.port(), other.port) {
+                (0, port) if port != 0 => (vip, other.vip, port),
+                (port, 0) if port != 0 => (other.vip, vip, port),
+                _ => return false,
+            };
+            // Clients of the same VIP reach that port by the virtual server of its own alone.
+            !(all.ip() == own.ip() && own.port() == own_port)
+        };
+        if let Some(NatPort { line, .. }) = known.iter().find(meets) {
+            let message = format!(
+                "{} is {address} by nat, which serves another virtual server of protocol {} by nat on line {line}, one of the two \
+                 on all ports, so that replies could not be told apart",
+                table.path("address"),
+                protocol.name(),
+            );
+            let help = "take another address for one of the two, or \"dr\" or \"tun\"".to_owned();
+            report.error(span, message, Some(help));
+        }
+        known.push(NatPort { line: report.line(span), vip, port: address.port() });
     }
 }
 

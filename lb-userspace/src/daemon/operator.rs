@@ -127,7 +127,7 @@ impl Daemon {
         let now = Instant::now();
         let mut desired = self.desired.clone();
         desired.replace(config.virtual_servers.clone(), now);
-        self.refuse_what_is_fixed(&config, &desired, now)?;
+        self.refuse_what_is_fixed(&config, &desired)?;
         let handle = link::connect().map_err(StartError::Netlink)?;
         let addresses = link::addresses(&handle).await.map_err(StartError::from)?;
         let links = link::links(&handle).await.map_err(StartError::from)?;
@@ -158,9 +158,17 @@ impl Daemon {
         set_ways(&mut self.datapath, &resolution, &config.xdp.interfaces)?;
         let table = desired.table(now);
         let changes = plan(&table, &self.datapath.installed()?);
-        if let Err(error) = reconcile(&mut self.datapath, &table) {
-            self.put_back(&changes, now);
-            return Err(error.into());
+        // What is removed goes last, as it cannot be put back with its connections.
+        let (removals, puts): (Vec<&Change>, Vec<&Change>) =
+            changes.iter().partition(|change| matches!(change, Change::Remove(_)));
+        for (number, change) in puts.iter().enumerate() {
+            if let Err(error) = self.datapath.apply(change) {
+                self.put_back(puts.get(..=number).unwrap_or(&puts), now);
+                return Err(error.into());
+            }
+        }
+        for change in removals {
+            self.datapath.apply(change)?;
         }
         self.resolution = crate::nexthop::Resolution { routes: self.resolution.routes, ..resolution };
         Ok(changes.len())
@@ -169,7 +177,7 @@ impl Daemon {
     /// Installs again what stood before `changes`, of which one has failed.
     ///
     /// Not by comparison: a change that has failed half-way may look like none.
-    fn put_back(&mut self, changes: &[Change], now: Instant) {
+    fn put_back(&mut self, changes: &[&Change], now: Instant) {
         let before = self.desired.table(now);
         for change in changes {
             let service = change.service();
@@ -184,9 +192,9 @@ impl Daemon {
     }
 
     /// Names every key whose value was given to the program or the host at the start, and is another one now.
-    fn refuse_what_is_fixed(&self, config: &Config, desired: &Desired, now: Instant) -> Result<(), ReloadError> {
+    fn refuse_what_is_fixed(&self, config: &Config, desired: &Desired) -> Result<(), ReloadError> {
         let mut fixed = self.config.fixed_differences(config);
-        let table = desired.table(now);
+        let table = desired.largest_table();
         let needed = Capacity::of(&table);
         if needed.nat && !self.capacity.nat {
             fixed.push("whether there are nat real servers");

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use lb_common::service::Scheduler;
+
 use crate::datapath::{Servers, ServiceTable};
-use crate::model::{Service, VirtualServer, Weight};
+use crate::model::{RealServer, Service, VirtualServer, Weight};
 use crate::schedule::slow_start::Ramp;
 
 /// A real server of a virtual server.
@@ -27,6 +29,46 @@ impl Selector {
         self.ip == address.ip()
             && self.port.is_none_or(|port| port == address.port())
             && self.service.is_none_or(|wanted| wanted == *service)
+    }
+}
+
+/// The scheduler in whose place one is while a weight rises: without weights, nobody could have less than the others.
+const fn weighted(scheduler: Scheduler) -> Scheduler {
+    match scheduler {
+        Scheduler::Rr => Scheduler::Wrr,
+        Scheduler::Lc => Scheduler::Wlc,
+        other => other,
+    }
+}
+
+/// By how much weights are multiplied while one rises.
+#[derive(Clone, Copy, Debug)]
+struct Scale {
+    factor: u16,
+    /// Whether every real server that has a weight counts the same, whatever it is.
+    is_equal: bool,
+}
+
+impl Scale {
+    /// Steps that a weight of 1 rises in.
+    const STEPS: u16 = 100;
+
+    fn of_server(server: &VirtualServer) -> Self {
+        let is_equal = matches!(server.policy.scheduler, Scheduler::Rr | Scheduler::Lc);
+        let heaviest = server.real_servers.iter().map(|real| real.weight.get()).max().unwrap_or(1).max(1);
+        let factor = match server.policy.scheduler {
+            // Weights are limits there, or ranks.
+            Scheduler::Ovf | Scheduler::Fo => 1,
+            _ if is_equal => Self::STEPS,
+            _ => Self::STEPS.min(u16::MAX / heaviest),
+        };
+        Self { factor, is_equal }
+    }
+
+    fn of(self, weight: Weight) -> Weight {
+        let Self { factor, is_equal } = self;
+        let weight = if is_equal { weight.get().min(1) } else { weight.get() };
+        Weight::new(weight.saturating_mul(factor))
     }
 }
 
@@ -59,18 +101,55 @@ impl Desired {
         self.virtual_servers.iter().map(|server| (server.service, self.servers(server, now))).collect()
     }
 
+    /// The table that takes most room, of those that [`Desired::table`] may become.
+    pub fn largest_table(&self) -> ServiceTable {
+        let largest = |server: &VirtualServer| {
+            let mut servers = Servers::new(server, self.hz);
+            if server.policy.slow_start > Duration::ZERO {
+                servers.policy.scheduler = weighted(servers.policy.scheduler);
+            }
+            (server.service, servers)
+        };
+        self.virtual_servers.iter().map(largest).collect()
+    }
+
     fn servers(&self, server: &VirtualServer, now: Instant) -> Servers {
         let mut servers = Servers::new(server, self.hz);
+        let scale = self.scale(server);
+        if scale.is_some() {
+            servers.policy.scheduler = weighted(servers.policy.scheduler);
+        }
         for (address, settings) in &mut servers.real_servers {
             let member = (server.service, *address);
             if self.drained.contains_key(&member) {
                 settings.weight = Weight::ZERO;
-            } else if let Some(since) = self.rising.get(&member) {
-                let ramp = Ramp { weight: settings.weight.get(), duration: server.policy.slow_start };
-                settings.weight = Weight::new(ramp.weight_after(now.saturating_duration_since(*since)));
+                continue;
             }
+            let Some(scale) = scale else { continue };
+            let weight = scale.of(settings.weight);
+            settings.weight = match self.rising.get(&member) {
+                Some(since) => {
+                    let ramp = Ramp { weight: weight.get(), duration: server.policy.slow_start };
+                    Weight::new(ramp.weight_after(now.saturating_duration_since(*since)))
+                }
+                None => weight,
+            };
         }
         servers
+    }
+
+    /// What weights are multiplied by while one of the virtual server's rises, so that also a weight of 1 can; `None` while
+    /// none does.
+    fn scale(&self, server: &VirtualServer) -> Option<Scale> {
+        let is_rising = |real: &RealServer| self.rising.contains_key(&(server.service, real.address));
+        server.real_servers.iter().any(is_rising).then(|| Scale::of_server(server))
+    }
+
+    /// The weight that `installed` stands for, while weights are multiplied.
+    pub fn unscaled(&self, service: Service, installed: u32) -> u32 {
+        let server = self.virtual_servers.iter().find(|server| server.service == service);
+        let factor = server.and_then(|server| self.scale(server)).map_or(1, |scale| u32::from(scale.factor));
+        installed.div_ceil(factor)
     }
 
     /// Takes real servers out of the schedule, for `span` or until they are given back; their connections go on.
@@ -79,7 +158,8 @@ impl Desired {
     pub fn drain(&mut self, selector: &Selector, span: Option<Duration>, now: Instant) -> Vec<Member> {
         let members = self.selected(selector);
         for member in &members {
-            self.drained.insert(*member, span.map(|span| now + span));
+            // A time that the clock cannot tell is for ever.
+            self.drained.insert(*member, span.and_then(|span| now.checked_add(span)));
             self.rising.remove(member);
         }
         members
@@ -162,7 +242,7 @@ impl Desired {
     fn ramp(&self, (service, address): &Member) -> Option<Ramp> {
         let server = self.virtual_servers.iter().find(|server| server.service == *service)?;
         let real = server.real_servers.iter().find(|real| real.address == *address)?;
-        Some(Ramp { weight: real.weight.get(), duration: server.policy.slow_start })
+        Some(Ramp { weight: Scale::of_server(server).of(real.weight).get(), duration: server.policy.slow_start })
     }
 
     fn selected(&self, selector: &Selector) -> Vec<Member> {

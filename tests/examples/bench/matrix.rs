@@ -130,7 +130,10 @@ fn new_flows() -> Vec<Experiment> {
     };
     let wlc = dr(Scheduler::Wlc, 64);
     let rr = dr(Scheduler::Rr, 64);
-    let mut all = vec![rr, dr(Scheduler::Wrr, 64), dr(Scheduler::Sh, 64), dr(Scheduler::Mh, 64)];
+    let mut all = vec![rr];
+    let others = [Scheduler::Wrr, Scheduler::Sh, Scheduler::Dh, Scheduler::Mh, Scheduler::Sed, Scheduler::Nq];
+    all.extend(others.map(|scheduler| dr(scheduler, 64)));
+    all.extend([Scheduler::Fo, Scheduler::Ovf].map(|scheduler| dr(scheduler, 64)));
     all.extend([64, 1024].map(|servers| dr(Scheduler::Twos, servers)));
     all.extend([64, 256, 1024].map(|servers| dr(Scheduler::Lc, servers)));
     all.extend([64, 256, 1024].map(|servers| dr(Scheduler::Wlc, servers)));

@@ -112,6 +112,8 @@ impl XdpDatapath {
         }
         // Its connections stay counted until the table has none of them; they cost nothing any more.
         let entry = self.real_server(index)?;
+        // Void first: a packet may be reading the rest.
+        self.views.real_servers.set(index.into(), &RealServerEntry { generation: 0, ..entry })?;
         self.views.real_servers.set(index.into(), &entries::free_place(entry.next_same))?;
         self.load(index)?.store(load::NO_WEIGHT, Release);
         self.slots.places.release(index, Instant::now());

@@ -85,9 +85,11 @@ fn what_comes_back_rises_over_its_slow_start() {
     assert_eq!(weights(&desired, 1, now), [10, 10]);
     desired.drain(&selector(1), None, now);
     desired.undrain(&selector(1), now);
-    assert_eq!(weights(&desired, 1, now), [1, 10]);
-    assert_eq!(weights(&desired, 1, now + 5 * SECOND), [5, 10]);
-    assert_eq!(desired.deadline(now + 5 * SECOND), Some(now + 6 * SECOND));
+    // A hundred times as heavy while it lasts.
+    assert_eq!(weights(&desired, 1, now), [1, 1000]);
+    assert_eq!(weights(&desired, 1, now + 5 * SECOND), [500, 1000]);
+    assert_eq!(desired.unscaled(service(1), 500), 5);
+    assert_eq!(desired.deadline(now + 5 * SECOND), Some(now + 5 * SECOND + SECOND / 10));
     desired.expire(now + 10 * SECOND);
     assert_eq!(weights(&desired, 1, now + 10 * SECOND), [10, 10]);
     assert_eq!(desired.deadline(now + 10 * SECOND), None);
@@ -106,4 +108,21 @@ fn a_new_configuration_keeps_drains_and_lets_new_real_servers_rise() {
     assert_eq!(weights(&desired, 2, now), [10]);
     desired.replace(vec![virtual_server(1, &[real(3, 10)], 10 * SECOND)], now);
     assert_eq!(desired.undrain(&selector(1), now), []);
+}
+
+#[test]
+fn also_weights_of_one_and_schedulers_without_weights_start_slowly() {
+    let now = Instant::now();
+    for (scheduler, meanwhile) in [(Scheduler::Lc, Scheduler::Wlc), (Scheduler::Rr, Scheduler::Wrr)] {
+        let mut server = virtual_server(1, &[real(1, 1), real(2, 7)], 10 * SECOND);
+        server.policy.scheduler = scheduler;
+        let mut desired = Desired::new(vec![server], 250);
+        desired.drain(&selector(1), None, now);
+        desired.undrain(&selector(1), now);
+        assert_eq!(weights(&desired, 1, now + SECOND), [10, 100]);
+        assert_eq!(desired.table(now)[&service(1)].policy.scheduler, meanwhile);
+        desired.expire(now + 10 * SECOND);
+        assert_eq!(weights(&desired, 1, now + 10 * SECOND), [1, 7]);
+        assert_eq!(desired.table(now + 10 * SECOND)[&service(1)].policy.scheduler, scheduler);
+    }
 }

@@ -172,7 +172,7 @@ impl Model {
         if !choice.may_move {
             return Err(reason);
         }
-        let real = schedule::in_turn(&mut self.services[server], &self.reals).ok_or(reason)?;
+        let real = schedule::in_turn(&mut self.services[server], &self.reals, Some(choice.real)).ok_or(reason)?;
         self.outgoing(packet, real)?;
         Ok(Choice { real, ..choice })
     }

@@ -31,7 +31,7 @@ pub fn choose(
 ) -> Option<u16> {
     let (client, vip) = ends;
     match server.scheduler {
-        Scheduler::Rr | Scheduler::Wrr => in_turn(server, reals),
+        Scheduler::Rr | Scheduler::Wrr => in_turn(server, reals, None),
         Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq => {
             let turn = if server.lanes == 0 { 0 } else { next(server) % u64::from(server.lanes) };
             least(server, reals, usize::try_from(turn).expect("small"))
@@ -71,7 +71,7 @@ fn is_available(server: &VirtualServer, reals: &Reals, real: u16) -> bool {
 }
 
 /// The next in turn, whatever the scheduler.
-pub fn in_turn(server: &mut VirtualServer, reals: &Reals) -> Option<u16> {
+pub fn in_turn(server: &mut VirtualServer, reals: &Reals, unfit: Option<u16>) -> Option<u16> {
     if server.ring.is_empty() {
         next(server);
         return None;
@@ -79,7 +79,7 @@ pub fn in_turn(server: &mut VirtualServer, reals: &Reals) -> Option<u16> {
     for _ in 0..TRIES {
         let place = next(server);
         let real = element(server, place);
-        if is_available(server, reals, real) {
+        if Some(real) != unfit && is_available(server, reals, real) {
             return Some(real);
         }
     }
@@ -99,7 +99,7 @@ fn by_hash(server: &VirtualServer, reals: &Reals, hash: u64) -> Option<u16> {
 fn better_of_two(server: &mut VirtualServer, reals: &Reals, secret: &Secret) -> Option<u16> {
     let drawn = hash::mix(next(server) ^ secret.words[1]);
     if server.ring.is_empty() {
-        return in_turn(server, reals);
+        return in_turn(server, reals, None);
     }
     let length = u64::try_from(server.ring.len()).expect("fits");
     let draw = |half: u64| server.ring[usize::try_from((half * length) >> 32).expect("below the length")];
@@ -108,7 +108,7 @@ fn better_of_two(server: &mut VirtualServer, reals: &Reals, secret: &Secret) -> 
         [true, true] if compare(server.scheduler, &reals[&b], &reals[&a]).is_lt() => Some(b),
         [true, _] => Some(a),
         [false, true] => Some(b),
-        [false, false] => in_turn(server, reals),
+        [false, false] => in_turn(server, reals, None),
     }
 }
 
@@ -134,7 +134,7 @@ fn least(server: &mut VirtualServer, reals: &Reals, turn: usize) -> Option<u16> 
             }
         }
     }
-    if best.is_none() && window != 0 { in_turn(server, reals) } else { best }
+    if best.is_none() && window != 0 { in_turn(server, reals, None) } else { best }
 }
 
 /// Which of two real servers is less loaded, by cross multiplication.

@@ -266,14 +266,14 @@ impl Filter {
             && virtual_server.is_none_or(|endpoint| endpoint.is(connection.virtual_address))
             && real_server.is_none_or(|endpoint| endpoint.is(connection.real_server))
             && client.is_none_or(|network| connection.client.is_in(&network))
-            && state.is_none_or(|state| state == connection.state)
+            && state.is_none_or(|wanted| covers(wanted, connection.state))
     }
 
     /// Whether a slot may be meant, from what costs nothing to know.
     fn may_mean(&self, meta: Meta, servers: &[bool]) -> bool {
         let is_connection = State::name(meta.state()).is_some();
         is_connection
-            && self.state.is_none_or(|state| state == meta.state())
+            && self.state.is_none_or(|wanted| covers(wanted, meta.state()))
             && servers.get(usize::from(meta.real_server())).copied().unwrap_or(false)
     }
 
@@ -320,4 +320,13 @@ impl Totals {
     fn sum(&self, is_counted: impl Fn(u8) -> bool) -> u64 {
         STATES.iter().zip(self.states).filter(|(state, _)| is_counted(**state)).map(|(_, number)| number).sum()
     }
+}
+
+/// Whether one who asks for `wanted` means connections in `state` too: whoever looks for established ones does not care by
+/// how many packets.
+const fn covers(wanted: u8, state: u8) -> bool {
+    matches!(
+        (wanted, state),
+        (State::ESTABLISHED, State::SETTLING) | (State::UDP, State::UDP_NEW) | (State::TEMPLATE, State::TEMPLATE_NEW)
+    ) || wanted == state
 }

@@ -449,7 +449,7 @@ fn as_many_real_servers_as_there_may_be_are_installed() {
         .collect();
     let Some((mut datapath, took)) = installed_for(&desired) else { return };
     eprintln!("1024 virtual servers with 4 real servers each: {took:?}");
-    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
     assert_eq!(datapath.installed().unwrap(), desired);
     check_replies(&datapath);
     let since = Instant::now();
@@ -472,7 +472,7 @@ fn many_real_servers_of_one_virtual_server_are_compared_or_have_their_turn() {
         let desired = ServiceTable::from([(service(0), all)]);
         let Some((datapath, took)) = installed_for(&desired) else { return };
         eprintln!("{count} real servers by {}: {took:?}", scheduler.name());
-        assert!(took < Duration::from_secs(30), "{took:?}");
+        assert!(took < Duration::from_secs(5), "{took:?}");
         let entry = datapath.views.services.get(0).unwrap();
         assert_eq!((entry.window, entry.chunks.length), (window, u32::from(count) / 8));
         check(&datapath, &desired);
