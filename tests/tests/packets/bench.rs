@@ -30,7 +30,7 @@ use lb_userspace::datapath::{Policy, Servers, ServiceTable, Settings};
 use lb_userspace::host::jiffies_per_second;
 use lb_userspace::model::{self, Service, Thresholds, VirtualServer, Weight};
 use lb_userspace::reconcile::reconcile;
-use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
 use super::frame::Frame;
@@ -72,8 +72,7 @@ pub fn is_long() -> bool {
     env::var_os("EVENKEEL_LONG").is_some_and(|value| value == "1")
 }
 
-/// Runs `test` in a thread with a network namespace of its own, on one CPU, which has counters and budgets of its own; where
-/// that can't be, says why and leaves it out.
+/// Runs `test` in a thread with a network namespace of its own; where that can't be, says why and leaves it out.
 ///
 /// # Panics
 /// When `test` does, and where the environment has `EVENKEEL_REQUIRE_LAB=1` and something is missing.
@@ -86,7 +85,6 @@ pub fn in_namespace(test: impl FnOnce() + Send) {
         return thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
-                stay_on(sched_getcpu().expect("the kernel tells"));
                 test();
             });
             inside.join().unwrap_or_else(|panic| panic::resume_unwind(panic));

@@ -13,8 +13,9 @@ use lb_common::drop_reason::DropReason;
 use lb_common::real::{CountChunk, LoadChunk, load};
 use lb_userspace::datapath::xdp::object::LoadOptions;
 use lb_userspace::model::VirtualServer;
+use nix::sched::sched_getcpu;
 
-use super::bench::{Bench, Sent, Verdict, assert_same};
+use super::bench::{Bench, Sent, Verdict, assert_same, stay_on};
 use super::frame::Frame;
 use super::model::state::State;
 use super::model::table::{Entry, Table};
@@ -28,7 +29,9 @@ pub struct Twin {
 }
 
 impl Twin {
+    /// With nothing installed yet. The thread stays on its CPU, which has a budget of its own for answers to refused packets.
     pub fn new(bench: Bench) -> Self {
+        stay_on(sched_getcpu().expect("the kernel tells"));
         let LoadOptions { timeouts, secret, .. } = bench.options();
         let table = Table::new(bench.buckets(), timeouts, secret);
         let settings = Settings { secret, rejects_per_tick: bench.rejects_per_tick() };
