@@ -4,6 +4,8 @@
 //! Only occupation is simulated, by the rule that the packet path chooses a free slot by; that the program follows the rule
 //! is what the reference model in `packets` is compared for.
 
+#![expect(clippy::indexing_slicing, reason = "buckets are below the length by which they were drawn")]
+
 use lb_common::connection::{SLOTS, buckets_for};
 use lb_common::hash::{self, Secret};
 
