@@ -65,7 +65,7 @@ pub struct Hops {
 }
 
 impl Hops {
-    /// Frees what the last round has shown to be unused. To be called at least [`super::super::rest::REST`] after that.
+    /// Frees what the last round has shown to be unused. To be called at least 10 ms after that.
     /// Returns how many they were.
     pub fn free(&mut self, tables: &Tables<'_>) -> usize {
         let unused = std::mem::take(&mut self.unused);
@@ -74,7 +74,7 @@ impl Hops {
     }
 
     /// Retires entries, or takes them back, at the end of a round over all slots, which named those in `named`. At least
-    /// [`super::super::rest::REST`] goes by before the next round.
+    /// 10 ms goes by before the next round.
     pub fn end_round(&mut self, tables: &Tables<'_>, named: &Named) {
         let (entries, _) = tables.client_hops.as_chunks::<HOP_WORDS>();
         for (hop, [word, ..]) in (0_u16..).zip(entries) {
