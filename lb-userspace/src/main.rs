@@ -62,7 +62,7 @@ enum Command {
     ///
     /// A reload keeps that, a restart does not: there, write weight = 0 in the configuration.
     Drain {
-        /// Its address: "ip" for any port, "ip:port", "[ip]:port"
+        /// Its address: "ip" for any port, or "ip:port" with IPv6 in brackets
         #[arg(value_name = "SERVER")]
         real_server: RealServerName,
         #[command(flatten)]
@@ -111,7 +111,7 @@ struct ConnectionsArguments {
     /// With this virtual server: its name (where the daemon runs, or with --config), "ip", or "ip:port"
     #[arg(long, value_name = "NAME")]
     virtual_server: Option<String>,
-    /// Served by this real server: "ip" for any port, "ip:port", "[ip]:port"
+    /// Served by this real server: "ip" for any port, or "ip:port" with IPv6 in brackets
     #[arg(long, value_name = "SERVER")]
     real_server: Option<RealServerName>,
     /// Of clients in this network, or of this address
