@@ -142,7 +142,7 @@ fn filters_hold(setup: &Setup, lab: &Lab, held: &Held) -> Result<()> {
         }),
         (&["--client", "10.77.0.0/24"], |[_, client, ..]| client.starts_with("10.77.0.10:")),
         (&["--state", "established", "--client", "fd77::10"], |[_, client, _, state]| {
-            state == "established" && client.starts_with('[')
+            state.starts_with("established") && client.starts_with('[')
         }),
     ];
     for (arguments, is_meant) in filters {
