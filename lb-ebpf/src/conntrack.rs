@@ -7,6 +7,7 @@ use lb_common::connection::{AGE_MAX, Bucket, Meta, SLOTS, State, Tuple};
 use lb_common::hash;
 use lb_common::net::{Address, Port};
 
+pub use crate::place::{Lookup, NO_SLOT, Place, entry, timeout};
 use crate::{clock, load, maps, word};
 
 /// A connection or template that wants a slot.
@@ -17,99 +18,17 @@ struct Newcomer {
     ports: u64,
 }
 
-/// Answers of [`enter_connection`].
-pub mod entry {
-    /// The connection has a slot.
-    pub const ENTERED: u32 = 0;
-    /// No slot could be had.
-    pub const REFUSED: u32 = 1;
-}
-
 /// Most connections a bucket holds before a newcomer looks at its other one.
 const PRIMARY_FILL: u64 = 6;
 
-/// Where a connection's slot is.
-#[derive(Clone, Copy)]
-pub struct Place(*mut u64);
-
-/// What a look-up finds.
-#[derive(Clone, Copy)]
-pub enum Lookup {
-    /// The slot, and its second word as it was read.
-    Found(Place, Meta),
-    /// No slot.
-    Missing,
-    /// A slot that is being rewritten: nothing may be entered now.
-    Locked,
-}
-
-impl Place {
-    /// Notes the coarse time of a packet; false where the slot has outlived its state's timeout.
-    #[inline(always)]
-    pub fn touch(self, meta: Meta) -> bool {
-        let now = clock::tick();
-        let age = now.wrapping_sub(meta.last_seen());
-        if age == 0 || age > AGE_MAX {
-            return true;
-        }
-        if age > timeout(meta.state()) {
-            return false;
-        }
-        // Two bytes: a store of the whole word could bring back a slot that was freed meanwhile.
-        // SAFETY: the slot's second word, in a live map element; octets 4 and 5 are the time.
-        unsafe { word::write(self.0.cast::<u16>().add(2), now) };
-        true
-    }
-
-    /// Moves the connection to `state`; where another CPU was quicker, its word stands.
-    #[inline(always)]
-    pub fn advance(self, meta: Meta, state: u8) {
-        // SAFETY: the slot's second word, in a live map element.
-        let moved = unsafe { word::swap(self.0, meta.0, meta.moved(state, clock::tick()).0) };
-        if moved {
-            load::count_connection(meta.real_server().into(), meta.state().into(), state.into());
-        }
-    }
-
-    /// As [`Place::advance`], and notes the way back to the client: in one change with the rest, so that it is never noted for
-    /// another connection, which the slot was given to meanwhile.
-    #[inline(always)]
-    pub fn reroute(self, meta: Meta, state: u8, client_hop: u16) {
-        // SAFETY: as in `advance`.
-        let moved = unsafe { word::swap(self.0, meta.0, meta.moved(state, clock::tick()).led_back_by(client_hop).0) };
-        if moved {
-            load::count_connection(meta.real_server().into(), meta.state().into(), state.into());
-        }
-    }
-
-    /// Forgets the connection; false where another CPU has changed the slot meanwhile.
-    #[inline(always)]
-    pub fn free(self, meta: Meta) -> bool {
-        // SAFETY: as in `advance`.
-        let freed = unsafe { word::swap(self.0, meta.0, Meta::FREE.0) };
-        if freed {
-            load::count_connection(meta.real_server().into(), meta.state().into(), State::FREE.into());
-        }
-        freed
-    }
-
-    /// Gives a persistence template another real server, unless another CPU does.
-    #[inline(always)]
-    pub fn redirect(self, meta: Meta, real: u16, generation: u8) {
-        let new = Meta::new(real, State::TEMPLATE_NEW, generation, clock::tick(), 0);
-        // SAFETY: as in `advance`; templates are not counted.
-        unsafe { word::swap(self.0, meta.0, new.0) };
-    }
-
-    /// The place that [`crate::replies::find_other`] has numbered.
-    #[inline(always)]
-    pub fn numbered(number: u32) -> Option<(Self, Meta)> {
-        let bucket = maps::CONNECTIONS.get_ptr_mut(number / SLOTS as u32)?;
-        // SAFETY: a slot of a live map element.
-        let second = unsafe { (bucket as *mut u64).add(word::lane(number.into()) * 2 + 1) };
-        // SAFETY: as above.
-        Some((Self(second), Meta(unsafe { word::read(second) })))
-    }
+/// The place that [`crate::replies::find_other`] has numbered.
+#[inline(always)]
+pub fn numbered(number: u32) -> Option<(Place, Meta)> {
+    let bucket = maps::CONNECTIONS.get_ptr_mut(number / SLOTS as u32)?;
+    // SAFETY: a slot of a live map element.
+    let second = unsafe { (bucket as *mut u64).add(word::lane(number.into()) * 2 + 1) };
+    // SAFETY: as above.
+    Some((Place(second), Meta(unsafe { word::read(second) })))
 }
 
 /// The slot of `key`: of a persistence template if `template`, else of a connection.
@@ -177,14 +96,6 @@ fn search(bucket: *mut Bucket, key: u64, template: bool) -> Lookup {
     missed
 }
 
-/// The timeout of a state, in ticks.
-#[inline(always)]
-pub fn timeout(state: u8) -> u16 {
-    let ticks = (&raw const maps::TIMEOUTS).cast::<u16>();
-    // SAFETY: an element of the table; volatile, because user space sets it when the program is loaded.
-    unsafe { word::read(ticks.add(word::seven_bits(state.into()))) }
-}
-
 /// Enters a connection under `key` with `meta` as its second word; `client` (two halves) and `ports` (the client's, and
 /// from bit 16 the one that it addressed) for `tuples`. One of [`entry`].
 #[inline(never)]
@@ -232,9 +143,6 @@ fn tally(change: impl Fn(&mut lb_common::connection::TableCounters)) {
         change(unsafe { &mut *counters });
     }
 }
-
-/// No place.
-pub const NO_SLOT: u32 = u32::MAX;
 
 /// The number of the free slot that a newcomer takes, in one of two buckets.
 ///

@@ -18,6 +18,7 @@ mod maps;
 mod packet;
 mod parse;
 mod pipeline;
+mod place;
 mod reject;
 mod replies;
 mod rewrite;

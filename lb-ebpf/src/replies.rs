@@ -47,7 +47,7 @@ pub fn find(packet: &Packet, first: Hit) -> Option<Answered> {
     let index = other.real()?;
     let real = maps::REAL_SERVERS.get(index)?;
     let service = service::by_index(real.virtual_server)?;
-    let (place, meta) = Place::numbered(other.place())?;
+    let (place, meta) = conntrack::numbered(other.place())?;
     is_live(meta, index, real).then_some(Answered { index, real, service, place, meta })
 }
 
@@ -122,7 +122,7 @@ fn connection_with(real: &RealServerEntry, client: [u64; 2], ports: u64) -> Opti
     let key = key(service, service.flags, client, Port::new(ports as u16), Port::new((ports >> 16) as u16));
     match conntrack::find_number(key) {
         conntrack::NO_SLOT => None,
-        number => Place::numbered(number).map(|(_, meta)| (number, meta)),
+        number => conntrack::numbered(number).map(|(_, meta)| (number, meta)),
     }
 }
 
