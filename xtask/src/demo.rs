@@ -30,8 +30,9 @@ const LOG_LINES: usize = 20;
 /// What the echo shall echo.
 const UDP_WORD: &str = "hello";
 /// Below the table.
-const TURNS: &str = "Every virtual server (HTTP and the UDP echo, each over IPv4 and IPv6) takes its own turns,\n\
-                     so the counts of the real servers may differ by a few.";
+const TURNS: &str = "Every virtual server (HTTP and the UDP echo, each over IPv4 and IPv6) schedules for itself, so with rr\n\
+                     the counts of the real servers may differ by a few. There is one client only: sh, dh and mh\n\
+                     give all of a virtual server's connections to one real server.";
 
 /// Runs until the time is over or a signal comes; an error unless every request was answered.
 pub(crate) fn run(evenkeel: &Path, demo: &Demo) -> Result<()> {
