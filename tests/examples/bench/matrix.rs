@@ -236,14 +236,15 @@ mod tests {
         let all = names.len();
         names.sort();
         names.dedup();
-        // 2 families, 4 paths, 5 sizes; 21 of new flows
-        assert_eq!((names.len(), all), (40 + 21, 40 + 21));
+        // 2 families, 4 paths, 5 sizes; 22 of new flows when hot, 2 at a million; 2 of first ACKs
+        assert_eq!((names.len(), all), (40 + 26, 40 + 26));
     }
 
     #[test]
     fn quick_leaves_out_what_is_large() {
         let quick = experiments(true);
-        assert_eq!(quick.len(), 24 + 18);
+        // three of the five sizes; neither those of new flows nor of first ACKs at a million
+        assert_eq!(quick.len(), 24 + 23);
         assert!(quick.iter().all(|experiment| experiment.flows <= 1_000_000));
     }
 
