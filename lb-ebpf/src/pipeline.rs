@@ -31,9 +31,16 @@ use crate::{clock, encap, maps, schedule, template, word};
 /// Everything below is compiled twice, once for each IP version: what the other has need not be asked then.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
+    // No closures here: LLVM would make one function of both that takes pointers.
     match parse::version(ctx) {
-        Some(Version::Ipv4) => parse::ipv4(ctx).map_or(Ok(Verdict::PASS), |packet| serve(ctx, &packet)),
-        Some(Version::Ipv6) => parse::ipv6(ctx).map_or(Ok(Verdict::PASS), |packet| serve(ctx, &packet)),
+        Some(Version::Ipv4) => {
+            let Some(packet) = parse::ipv4(ctx) else { return Ok(Verdict::PASS) };
+            serve(ctx, &packet)
+        }
+        Some(Version::Ipv6) => {
+            let Some(packet) = parse::ipv6(ctx) else { return Ok(Verdict::PASS) };
+            serve(ctx, &packet)
+        }
         None => Ok(Verdict::PASS),
     }
 }
@@ -163,7 +170,7 @@ fn known(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Known {
     let Some(real) = maps::REAL_SERVERS.get(index) else { return Known::Not };
     let state = meta.state();
     let next = match packet.protocol {
-        Protocol::Tcp => tcp::after(state, flags, Sender::Client),
+        Protocol::Tcp | Protocol::Sctp => tcp::after(state, flags, Sender::Client),
         Protocol::Udp => State::UDP,
     };
     let is_void = real.generation as u8 != meta.generation()
@@ -199,8 +206,8 @@ fn open(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Result<Choice, Stop> 
     let mut newcomer = match packet.protocol {
         Protocol::Udp if hit.flags & service_flag::ONE_PACKET != 0 => Newcomer(Newcomer::COUNTS),
         Protocol::Udp => Newcomer(Newcomer::COUNTS | State::UDP_NEW as u32),
-        Protocol::Tcp if tcp::is_opening(flags) => Newcomer(Newcomer::COUNTS | State::OPENING as u32),
-        Protocol::Tcp => match midstream(service, key, flags) {
+        Protocol::Tcp | Protocol::Sctp if tcp::is_opening(flags) => Newcomer(Newcomer::COUNTS | State::OPENING as u32),
+        Protocol::Tcp | Protocol::Sctp => match midstream(service, key, flags) {
             Midstream::Schedule(State::FREE) => Newcomer::NONE,
             Midstream::Schedule(state) => Newcomer(Newcomer::COUNTS | u32::from(state)),
             Midstream::Stateless => {
@@ -329,6 +336,7 @@ fn deliver(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry, egress: &E
         ForwardingMethod::Tun => {
             rewrite::decrement_ttl(ctx, packet)?;
             encap::wrap(ctx, packet, real)?;
+            return Ok(forward::send(ctx, egress, encap::ethertype(real))?);
         }
     }
     Ok(forward::send(ctx, egress, ethertype(packet))?)
@@ -357,7 +365,7 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
     let (egress, hop) = replies::way_back(ctx.ctx, packet, &answered, routes)?;
     let next = match packet.protocol {
         Protocol::Tcp => tcp::after(meta.state(), flags, Sender::Server),
-        Protocol::Udp => meta.state(),
+        Protocol::Udp | Protocol::Sctp => meta.state(),
     };
     if hop != meta.client_hop() {
         place.reroute(meta, next, hop);

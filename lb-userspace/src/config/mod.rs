@@ -20,6 +20,7 @@ mod sorry_server;
 mod suggest;
 mod syntax;
 mod timeouts;
+mod tunnel;
 mod virtual_server;
 mod xdp;
 
@@ -31,7 +32,7 @@ use toml::de::DeTable;
 pub use self::diagnostic::{Diagnostic, Diagnostics};
 pub use self::file::{LoadError, load};
 use self::lines::Lines;
-pub use self::model::{Backend, Config, Global, LogLevel, Timeouts, Xdp, XdpMode};
+pub use self::model::{Backend, Config, Global, LogLevel, Timeouts, TunnelSources, Xdp, XdpMode};
 use self::reader::Reader;
 use self::report::Report;
 pub use self::xdp::PIN_DIRECTORY;
@@ -53,6 +54,9 @@ pub fn parse(name: &str, text: &str) -> Result<Config, Diagnostics> {
     let xdp = xdp::read(&root, global.as_ref().map(|global| global.backend), &mut report);
     let timeouts = timeouts::read(&root, &mut report);
     let virtual_servers = virtual_server::read_all(&root, &mut report);
+    if let Some(xdp) = &xdp {
+        tunnel::check(&root, &xdp.tunnel_sources, &virtual_servers, &mut report);
+    }
     match (global, xdp) {
         (Some(global), Some(xdp)) if report.is_empty() => Ok(Config { global, xdp, timeouts, virtual_servers }),
         _ => Err(report.finish(name)),

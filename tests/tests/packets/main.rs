@@ -45,10 +45,13 @@ mod scene;
 #[cfg(test)]
 mod scheduling;
 #[cfg(test)]
+mod sctp;
+mod sctp_frame;
+#[cfg(test)]
 mod tables;
 #[cfg(test)]
 mod traces;
-#[cfg(test)]
+mod tunnels;
 mod twin;
 #[cfg(test)]
 mod untouched;
