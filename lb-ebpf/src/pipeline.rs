@@ -24,7 +24,7 @@ use crate::rewrite::{self, End, Translation};
 use crate::service::{self, Hit};
 use crate::tcp::{self, Sender};
 use crate::verdict::{Stop, Verdict};
-use crate::{clock, encap, maps, schedule, template, word};
+use crate::{clock, encap, exceptional, maps, schedule, template, word};
 
 /// Decides what becomes of the packet, and prepares it for that.
 ///
@@ -32,14 +32,21 @@ use crate::{clock, encap, maps, schedule, template, word};
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
     match parse::version(ctx) {
-        Some(Version::Ipv4) => parse::ipv4(ctx).map_or(Ok(Verdict::PASS), |packet| serve(ctx, &packet)),
-        Some(Version::Ipv6) => parse::ipv6(ctx).map_or(Ok(Verdict::PASS), |packet| serve(ctx, &packet)),
+        Some(Version::Ipv4) => match parse::ipv4(ctx) {
+            Some(packet) => serve(ctx, &packet),
+            None => Ok(exceptional::enter(ctx)),
+        },
+        Some(Version::Ipv6) => match parse::ipv6(ctx) {
+            Some(packet) => serve(ctx, &packet),
+            None => Ok(exceptional::enter(ctx)),
+        },
         None => Ok(Verdict::PASS),
     }
 }
 
+/// What becomes of a packet whose ports are known.
 #[inline(always)]
-fn serve(ctx: &XdpContext, packet: &Packet) -> Result<Verdict, Stop> {
+pub fn serve(ctx: &XdpContext, packet: &Packet) -> Result<Verdict, Stop> {
     let Some(lookups) = service::lookups() else { return Ok(Verdict::PASS) };
     if let Some(hit) = service::find(packet, lookups) {
         return request(ctx, packet, hit, lookups);

@@ -123,6 +123,15 @@ pub fn seven_bits(word: u64) -> usize {
     word as usize
 }
 
+/// `word` modulo 16,384, as [`lane`].
+#[inline(always)]
+pub fn fourteen_bits(word: u64) -> usize {
+    let mut word = word;
+    // SAFETY: one instruction on one register.
+    unsafe { core::arch::asm!("{0} &= 16383", inout(reg) word, options(pure, nomem, nostack, preserves_flags)) };
+    word as usize
+}
+
 /// `word` modulo 32, as [`lane`].
 #[inline(always)]
 pub fn five_bits(word: u64) -> usize {
