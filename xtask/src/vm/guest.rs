@@ -124,20 +124,18 @@ impl Shared {
         Ok(Self { folder })
     }
 
-    /// Copies the program of `command`, if it is one that we build, and the daemon: a build meanwhile would pull them away.
+    /// Copies the daemon, and the files below target/ that `command` names: a build meanwhile would pull them away.
     fn with_copies(&self, command: &[OsString]) -> Result<Vec<OsString>> {
         let built = shell::target().join("debug/evenkeel");
         if built.is_file() {
             self.copy(&built)?;
         }
-        let mut command = command.to_vec();
-        if let Some(first) = command.first_mut() {
-            let path = shell::root().join(&*first);
-            if path.is_file() && path.starts_with(shell::target()) {
-                *first = self.copy(&path)?.into();
-            }
-        }
-        Ok(command)
+        let copied = |word: &OsString| {
+            let path = shell::root().join(word);
+            let is_built = path.is_file() && path.starts_with(shell::target());
+            if is_built { self.copy(&path).map(OsString::from) } else { Ok(word.clone()) }
+        };
+        command.iter().map(copied).collect()
     }
 
     fn copy(&self, file: &Path) -> Result<PathBuf> {

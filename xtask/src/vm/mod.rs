@@ -32,7 +32,7 @@ pub(crate) struct Options {
     /// What to put before commands that need root, for example "sudo -E"; only packages that are missing do.
     #[arg(long, value_name = "COMMAND")]
     runner: Option<String>,
-    /// Program and arguments; `evenkeel` is the one that was built last. A program below target/ is run from a copy.
+    /// Program and arguments; `evenkeel` is what `cargo xtask build` made last. Files below target/ are copied first.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
