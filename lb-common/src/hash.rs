@@ -78,7 +78,17 @@ pub const fn flow(client: [u64; 2], ports: u32) -> u32 {
 /// What an entry of `service_index` or `reply_index` is compared with: exact for IPv4, a hash for IPv6, never zero.
 #[inline(always)]
 pub fn index_key(address: &Address, port: Port, protocol: Protocol) -> u64 {
-    let rest = u64::from(port.number()) << 32 | (protocol as u64) << 48;
+    address_key(address, u64::from(port.number()) << 32 | (protocol as u64) << 48)
+}
+
+/// What the entry of `service_index` is compared with that says of an address that it is a VIP: of no port and no protocol.
+#[inline(always)]
+pub fn vip_key(address: &Address) -> u64 {
+    address_key(address, 0)
+}
+
+#[inline(always)]
+fn address_key(address: &Address, rest: u64) -> u64 {
     if address.is_ipv4() {
         u64::from(address.words()[3]) | rest | 1 << 56
     } else {
@@ -201,6 +211,10 @@ mod tests {
             key("10.0.0.1", 81, Protocol::Tcp),
             key("fd00::1", 80, Protocol::Tcp),
             key("fd00::2", 80, Protocol::Tcp),
+            vip_key(&address("0.0.0.0")),
+            vip_key(&address("10.0.0.1")),
+            vip_key(&address("::")),
+            vip_key(&address("fd00::1")),
         ];
         for (at, one) in keys.iter().enumerate() {
             assert_ne!(*one, 0);

@@ -21,7 +21,7 @@ pub mod service;
 /// Version of every layout in this crate; a daemon never reads pinned maps of another version.
 ///
 /// Raise it with any change to a map's key, value or meaning.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Most virtual servers that one instance serves.
 pub const VIRTUAL_SERVERS_MAX: u32 = 1024;
@@ -35,6 +35,12 @@ pub const REAL_PLACES_MAX: u32 = 16_384;
 
 /// Entries of `client_hops`: clients that can be reached by so many ways, less one, are remembered by theirs.
 pub const CLIENT_HOPS_LENGTH: u32 = 4096;
+
+/// Programs in `stages`, to which `balance` jumps.
+pub const STAGES_LENGTH: u32 = 1;
+
+/// The place in `stages` of the program for packets that `balance` does not read.
+pub const STAGE_EXCEPTIONAL: u32 = 0;
 
 /// Slots in `interfaces`; an interface lies at its index modulo this.
 pub const INTERFACES_LENGTH: u32 = 256;

@@ -231,11 +231,12 @@ pub const NONE: u32 = u32::MAX;
 /// Entries in a value of `service_index` and `reply_index`: a cache line of them.
 pub const INDEX_SLOTS: usize = 4;
 
-/// One key of an index.
+/// One key of an index. In `service_index` each VIP has one too ([`crate::hash::vip_key`]), which leads to any of its virtual
+/// servers and has no flags.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IndexEntry {
-    /// [`crate::hash::index_key`]; zero for a free entry.
+    /// [`crate::hash::index_key`] or [`crate::hash::vip_key`]; zero for a free entry.
     pub key: u64,
     /// What the key leads to: an index into `services` or `real_servers`.
     pub index: u32,

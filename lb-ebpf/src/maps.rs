@@ -4,7 +4,7 @@
 //! sets the sizes of those that depend on the configuration.
 
 use aya_ebpf::Global;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 #[cfg(not(feature = "lru"))]
 use lb_common::connection::Bucket;
@@ -16,7 +16,7 @@ use lb_common::interface::InterfaceEntry;
 use lb_common::net::Address;
 use lb_common::real::{ClientHop, CountChunk, LoadChunk, RealServerEntry};
 use lb_common::service::{IndexBucket, Lookups, RingChunk, ServiceKey, VirtualServerEntry};
-use lb_common::{CLIENT_HOPS_LENGTH, INTERFACES_LENGTH, REAL_PLACES_MAX, VIRTUAL_SERVERS_MAX};
+use lb_common::{CLIENT_HOPS_LENGTH, INTERFACES_LENGTH, REAL_PLACES_MAX, STAGES_LENGTH, VIRTUAL_SERVERS_MAX};
 
 use crate::forward::Egress;
 
@@ -116,6 +116,10 @@ pub static TIMEOUTS_IN_FORCE: Array<Timeouts, 1> = Array::new();
 /// The interfaces that `balance` is attached to.
 #[btf_map(name = "interfaces")]
 pub static INTERFACES: Array<InterfaceEntry, { INTERFACES_LENGTH as usize }, MMAPABLE> = Array::new();
+
+/// Programs that `balance` jumps to. The kernel empties it when no descriptor and no pin of it is left.
+#[btf_map(name = "stages")]
+pub static STAGES: ProgramArray<{ STAGES_LENGTH as usize }> = ProgramArray::new();
 
 /// Destinations whose tunnelled packets `decapsulate` unwraps.
 #[btf_map(name = "decap_vips")]

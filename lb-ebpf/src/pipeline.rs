@@ -24,7 +24,7 @@ use crate::rewrite::{self, End, Translation};
 use crate::service::{self, Hit};
 use crate::tcp::{self, Sender};
 use crate::verdict::{Stop, Verdict};
-use crate::{clock, encap, maps, schedule, template, word};
+use crate::{clock, encap, exceptional, maps, schedule, template, word};
 
 /// Decides what becomes of the packet, and prepares it for that.
 ///
@@ -33,20 +33,21 @@ use crate::{clock, encap, maps, schedule, template, word};
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
     // No closures here: LLVM would make one function of both that takes pointers.
     match parse::version(ctx) {
-        Some(Version::Ipv4) => {
-            let Some(packet) = parse::ipv4(ctx) else { return Ok(Verdict::PASS) };
-            serve(ctx, &packet)
-        }
-        Some(Version::Ipv6) => {
-            let Some(packet) = parse::ipv6(ctx) else { return Ok(Verdict::PASS) };
-            serve(ctx, &packet)
-        }
+        Some(Version::Ipv4) => match parse::ipv4(ctx) {
+            Some(packet) => serve(ctx, &packet),
+            None => Ok(exceptional::enter(ctx)),
+        },
+        Some(Version::Ipv6) => match parse::ipv6(ctx) {
+            Some(packet) => serve(ctx, &packet),
+            None => Ok(exceptional::enter(ctx)),
+        },
         None => Ok(Verdict::PASS),
     }
 }
 
+/// What becomes of a packet whose ports are known.
 #[inline(always)]
-fn serve(ctx: &XdpContext, packet: &Packet) -> Result<Verdict, Stop> {
+pub fn serve(ctx: &XdpContext, packet: &Packet) -> Result<Verdict, Stop> {
     let Some(lookups) = service::lookups() else { return Ok(Verdict::PASS) };
     if let Some(hit) = service::find(packet, lookups) {
         return request(ctx, packet, hit, lookups);
@@ -398,8 +399,8 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
 fn log_packet(ctx: *mut xdp_md, index: u32) {
     let ctx = &XdpContext::new(ctx);
     let packet = match parse::version(ctx) {
-        Some(Version::Ipv4) => parse::ipv4(ctx),
-        Some(Version::Ipv6) => parse::ipv6(ctx),
+        Some(Version::Ipv4) => parse::ipv4(ctx).or_else(|| exceptional::ipv4(ctx)),
+        Some(Version::Ipv6) => parse::ipv6(ctx).or_else(|| exceptional::ipv6(ctx)),
         None => None,
     };
     let Some(Packet { source, destination, source_port, destination_port, protocol, is_ipv4, .. }) = packet else {

@@ -191,8 +191,15 @@ fn abort(ctx: &XdpContext, transport: usize, end: usize) -> Option<SctpAnswer> {
     };
     let [_, length] = (sctp::CHUNK_LENGTH as u16).to_be_bytes();
     let mut packet = [ports.rotate_left(16), tag, 0, u32::from_ne_bytes([answer, flags, 0, length])];
-    packet[2] = crc32c::of_words(&packet);
+    packet[2] = sctp_checksum(ports.rotate_left(16), tag, packet[3]);
     Some(packet)
+}
+
+/// The checksum of an [`SctpAnswer`], as a function of its own, verified once and alone.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn sctp_checksum(ports: u32, tag: u32, chunk: u32) -> u32 {
+    crc32c::of_words([ports, tag, 0, chunk])
 }
 
 /// Destination unreachable, port unreachable (RFC 792).

@@ -38,7 +38,12 @@ pub fn find(packet: &Packet, lookups: &Lookups) -> Option<Hit> {
 
 #[inline(always)]
 fn serving(vip: &Address, port: Port, protocol: Protocol, lookups: &Lookups) -> Option<Hit> {
-    let key = hash::index_key(vip, port, protocol);
+    led_to(hash::index_key(vip, port, protocol), vip, lookups)
+}
+
+/// The virtual server that a key of `vip` leads to.
+#[inline(always)]
+fn led_to(key: u64, vip: &Address, lookups: &Lookups) -> Option<Hit> {
     // SAFETY: a word of a live map element.
     let valid = unsafe { word::read(&raw const lookups.services) };
     let mask = maps::SERVICE_INDEX_MASK.load();
@@ -46,6 +51,12 @@ fn serving(vip: &Address, port: Port, protocol: Protocol, lookups: &Lookups) -> 
     let hit = search(bucket, key)?;
     // The key of an IPv4 service is exact; that of an IPv6 service is a hash.
     (vip.is_ipv4() || by_index(hit.index)?.key.vip.halves() == vip.halves()).then_some(hit)
+}
+
+/// Whether any virtual server has this address.
+#[inline(always)]
+pub fn is_vip(address: &Address, lookups: &Lookups) -> bool {
+    led_to(hash::vip_key(address), address, lookups).is_some()
 }
 
 /// The virtual server at `index`.

@@ -15,6 +15,7 @@ mod shell;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,8 @@ enum Task {
     Run(run::Options),
     /// Builds and runs all tests; those in namespaces need root.
     Test(test::Options),
+    /// Runs a command in a virtual machine with one of Debian's kernels, in the root of the tree, as root.
+    Vm(vm::Options),
     /// Measures the XDP program; needs root.
     Bench(bench::Options),
     /// Checks format, lints, documentation and the rules of the tree, then runs all tests.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Build(options) => build::run(&options),
         Task::Run(options) => run::run(options),
         Task::Test(options) => test::run(&options),
+        Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Ci(options) => ci::run(&options),
         Task::Tidy => tidy::run(),
@@ -60,6 +64,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
+            if let Some(vm::Ended(code)) = error.downcast_ref() {
+                return ExitCode::from(*code);
+            }
             if error.is::<run::Misuse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }

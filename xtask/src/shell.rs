@@ -3,9 +3,10 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -70,6 +71,12 @@ impl Step {
         self
     }
 
+    /// Runs it in another folder than the root of the tree.
+    pub(crate) fn inside(mut self, folder: &Path) -> Self {
+        self.command.current_dir(folder);
+        self
+    }
+
     /// Puts a folder last on PATH; not shown, since the command does the same without.
     pub(crate) fn with_path(self, folder: PathBuf) -> Self {
         let path = env::var_os("PATH").unwrap_or_default();
@@ -113,6 +120,15 @@ impl Step {
             bail!("`{self}` failed ({status})");
         }
         Ok(())
+    }
+
+    /// Prints it and starts it, in a process group of its own, without input and with both outputs in a new file.
+    pub(crate) fn start(&mut self, output: &Path) -> Result<Child> {
+        eprintln!("$ {self}");
+        let file = File::create(output).with_context(|| format!("can't make {}", output.display()))?;
+        let errors = file.try_clone().with_context(|| format!("can't duplicate {}", output.display()))?;
+        self.command.stdin(Stdio::null()).stdout(file).stderr(errors).process_group(0);
+        self.command.spawn().with_context(|| format!("can't start `{self}`"))
     }
 
     /// Prints it and becomes it; returns only if that fails.

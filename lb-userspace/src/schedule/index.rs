@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use lb_common::hash::index_bucket;
 use lb_common::service::{IndexBucket, IndexEntry};
 
-/// Seeds that are tried. With a quarter of the entries in use at most, as here, about one in forty does not fit.
+/// Seeds that are tried. With half a key a bucket, the most that `service_index` may have, about every second one does not fit.
 const SEEDS: u32 = 1000;
 
 /// An index and its seed.

@@ -134,7 +134,9 @@ fn an_association_lasts_as_long_as_a_tcp_connection() {
             let stages = [(&[kind::INIT][..], timeout::HALF_OPEN), (&[kind::COOKIE_ECHO], timeout::ESTABLISHED)];
             for (stage, (_, lasts)) in stages.iter().enumerate() {
                 let mut bench = serving(family, ForwardingMethod::Dr);
-                stages[..=stage].iter().for_each(|(kinds, _)| drop(bench.server_of(&packet(family, 1000, kinds))));
+                for (kinds, _) in &stages[..=stage] {
+                    assert_eq!(bench.server_of(&packet(family, 1000, kinds)), 1);
+                }
                 bench.age(lasts + 2);
                 bench.expect_refusal(&packet(family, 1000, &[kind::SACK]).bytes(), DropReason::NoConnection);
             }

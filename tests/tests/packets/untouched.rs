@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use lb_common::STAGE_EXCEPTIONAL;
+use lb_common::drop_reason::DropReason;
 use lb_common::net::Protocol;
 use lb_common::service::ForwardingMethod;
 
@@ -183,6 +185,28 @@ fn a_header_that_is_no_ip_header_passes() {
             // Version 5, and a header length of four words.
             Family::V4 => vec![with_first(0x55), with_first(0x44), with_first(0x65)],
             Family::V6 => vec![with_first(0x40), with_first(0x70)],
+        }
+    });
+}
+
+/// An operator could unpin the map of programs; a packet that `balance` does not read itself is none that it could lose.
+#[test]
+fn without_the_program_for_them_exceptional_packets_pass() {
+    in_namespace(|| {
+        let mut bench = Bench::serving(ForwardingMethod::Dr, 1);
+        for family in FAMILIES {
+            let packet = opening(service(family, Protocol::Udp), 1000);
+            let fragment = match family {
+                Family::V4 => Frame { more_fragments: true, dont_fragment: false, ..packet.clone() },
+                Family::V6 => Frame { extensions: vec![(44, vec![0, 0, 0, 1, 0, 0, 0, 1])], ..packet.clone() },
+            };
+            bench.expect_drop(&fragment.bytes(), DropReason::Fragment);
+            let mut stages: aya::maps::ProgramArray<_> =
+                bench.datapath.ebpf().map_mut("stages").expect("is there").try_into().expect("of programs");
+            stages.clear_index(&STAGE_EXCEPTIONAL).expect("takes it");
+            bench.expect_untouched(&fragment);
+            bench.server_of(&packet);
+            bench = Bench::serving(ForwardingMethod::Dr, 1);
         }
     });
 }

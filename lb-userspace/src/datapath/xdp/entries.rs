@@ -255,6 +255,11 @@ pub fn service_key(service: Service) -> u64 {
     index_key(&address.ip().into(), Port::new(address.port()), protocol)
 }
 
+/// The key in `service_index` of an address that has virtual servers.
+pub fn vip_key(vip: IpAddr) -> u64 {
+    lb_common::hash::vip_key(&vip.into())
+}
+
 /// The key of a real server in `reply_index`.
 pub fn reply_key(source: Source) -> u64 {
     let Source { address, protocol } = source;

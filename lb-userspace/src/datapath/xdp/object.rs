@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 
-use aya::maps::Array;
+use aya::maps::{Array, ProgramArray};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use lb_common::REAL_PLACES_MAX;
 use lb_common::connection::{TICK_SHIFT, Timeouts, buckets_for};
 use lb_common::hash::Secret;
+use lb_common::{REAL_PLACES_MAX, STAGE_EXCEPTIONAL};
 
 use crate::host::jiffies_per_second;
 
@@ -108,7 +108,13 @@ const LANES: u32 = lb_common::real::LANES as u32;
 /// The timeouts once more, for readers of the connection table that did not load the program.
 const TIMEOUTS: &str = "timeouts";
 
+/// The programs that `balance` jumps to.
+const STAGES: &str = "stages";
+/// What is in `stages`: place and program.
+const STAGE_PROGRAMS: [(u32, &str); 1] = [(STAGE_EXCEPTIONAL, "exceptional")];
+
 /// Creates the maps and loads the program `name`, which keeps those of `maps`; the rest, other programs', are freed.
+/// Where `stages` is one of `maps`, the programs in it are loaded, too.
 ///
 /// # Errors
 ///
@@ -160,6 +166,9 @@ pub fn load_object(
         .load(object)
         .map_err(LoadError::Maps)?;
     program(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { name, source })?;
+    if maps.contains(&STAGES) {
+        load_stages(&mut ebpf)?;
+    }
     // The packet log's buffer is no program's own.
     let is_other = |map: &String| map != "AYA_LOGS" && !maps.contains(&map.as_str());
     let others: Vec<String> = ebpf.maps().map(|(map, _)| map.to_owned()).filter(is_other).collect();
@@ -171,6 +180,20 @@ pub fn load_object(
         written.map_err(|source| LoadError::Maps(source.into()))?;
     }
     Ok(ebpf)
+}
+
+fn load_stages(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    for (place, name) in STAGE_PROGRAMS {
+        let refused = |source| LoadError::Program { name, source };
+        let stage = program(ebpf, name)?;
+        stage.load().map_err(refused)?;
+        let stage = stage.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(refused)?;
+        if let Some(map) = ebpf.map_mut(STAGES) {
+            let entered = ProgramArray::try_from(map).and_then(|mut stages| stages.set(place, &stage, 0));
+            entered.map_err(|source| LoadError::Maps(source.into()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The XDP program `name` of a loaded object.

@@ -18,7 +18,7 @@ use super::detach::detach;
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The load balancer's maps, which are pinned: an operator may want to look at any of them.
-pub const MAPS: [&str; 21] = [
+pub const MAPS: [&str; 22] = [
     "abi_version",
     "client_hops",
     "connections",
@@ -35,6 +35,7 @@ pub const MAPS: [&str; 21] = [
     "server_loads",
     "service_index",
     "services",
+    "stages",
     "table_counters",
     "timeouts",
     "tuples",

@@ -39,9 +39,18 @@ pub struct XdpDatapath {
     pub(super) maps: Maps,
     pub(super) views: Views,
     pub(super) slots: Slots,
-    service_index: LiveIndex<Service>,
+    service_index: LiveIndex<Led>,
     pub(super) reply_index: LiveIndex<Source>,
     pub(super) ways: BTreeMap<IpAddr, Way>,
+}
+
+/// What an entry of `service_index` stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Led {
+    /// A virtual server.
+    Service(Service),
+    /// An address that has virtual servers: what of its packets has no ports is told from others' by that.
+    Vip(IpAddr),
 }
 
 /// The maps that are changed while packets use them, as memory.
@@ -213,6 +222,7 @@ impl XdpDatapath {
         self.maps.remove_virtual_server(ServiceKey::from(service))?;
         self.release_runs(service);
         self.slots.withdraw(&service);
+        self.lead_to_vip(service.address.ip())?;
         self.set_all_ports(None)?;
         let places: Vec<u16> = self.slots.places.of(service).map(|(_, index)| index).collect();
         for index in places {
@@ -285,7 +295,22 @@ impl XdpDatapath {
         self.set_all_ports(Some(entry))?;
         let key = entries::service_key(service);
         let entry = IndexEntry { key, index: entry.index, flags: entry.flags };
-        let entered = enter(&mut self.service_index, self.views.lookups.word(SERVICES)?, service, entry)?;
+        self.enter_service(service, Led::Service(service), entry)?;
+        self.lead_to_vip(service.address.ip())
+    }
+
+    /// Notes that an address has virtual servers, or that it has none any more.
+    fn lead_to_vip(&mut self, vip: IpAddr) -> Result<(), DatapathError> {
+        let key = entries::vip_key(vip);
+        let published = self.slots.virtual_servers().find(|(service, _)| service.address.ip() == vip);
+        let Some((service, index)) = published.map(|(service, entry)| (service, entry.index)) else {
+            return self.service_index.remove(key, Instant::now());
+        };
+        self.enter_service(service, Led::Vip(vip), IndexEntry { key, index, flags: 0 })
+    }
+
+    fn enter_service(&mut self, service: Service, owner: Led, entry: IndexEntry) -> Result<(), DatapathError> {
+        let entered = enter(&mut self.service_index, self.views.lookups.word(SERVICES)?, owner, entry)?;
         entered.map_err(|source| DatapathError::Index { map: "service_index", service, source })
     }
 

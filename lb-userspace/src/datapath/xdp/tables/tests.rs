@@ -171,6 +171,12 @@ fn check(datapath: &XdpDatapath, desired: &ServiceTable) {
         let hit = find(datapath, "service_index", SERVICES_WORD, entries::service_key(service));
         assert!(hit.is_none(), "{service} is still served");
     }
+    for vip in (0..SERVICES.len()).map(|index| service(index).address.ip()) {
+        let hit = find(datapath, "service_index", SERVICES_WORD, entries::vip_key(vip));
+        assert_eq!(hit.is_some(), desired.keys().any(|service| service.address.ip() == vip), "{vip}");
+        // To whichever of its virtual servers: an IPv6 address is compared with theirs.
+        assert!(hit.is_none_or(|hit| IpAddr::from(readable[&hit.index].key.vip) == vip));
+    }
     runs.sort_by_key(|run| run.start);
     assert!(runs.iter().all(|run| run.start.is_multiple_of(32)));
     assert!(runs.windows(2).all(|pair| pair[0].start + pair[0].length <= pair[1].start), "{runs:?}");
@@ -421,13 +427,16 @@ fn a_full_table_says_so_and_what_was_there_stands() {
 fn as_many_virtual_servers_as_there_may_be_are_found() {
     let Some(mut datapath) = load(&LoadOptions { real_servers_max: 8, ..OPTIONS }) else { return };
     let none = Servers { policy: policy(Scheduler::Rr), real_servers: BTreeMap::new(), sorry_server: None };
-    let service = |port| Service { address: SocketAddr::from(([10, 0, 0, 1], port)), protocol: Protocol::Udp };
+    // Each has its own VIP, which is one entry more.
+    let vip = |port: u16| IpAddr::from([10, 0, port.to_be_bytes()[0], port.to_be_bytes()[1]]);
+    let service = |port| Service { address: SocketAddr::new(vip(port), port), protocol: Protocol::Udp };
     let desired: ServiceTable = (1..=1024).map(|port| (service(port), none.clone())).collect();
     let since = Instant::now();
     assert_eq!(reconcile(&mut datapath, &desired).unwrap(), 1024);
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     for port in 1..=1024 {
         assert!(find(&datapath, "service_index", SERVICES_WORD, entries::service_key(service(port))).is_some());
+        assert!(find(&datapath, "service_index", SERVICES_WORD, entries::vip_key(vip(port))).is_some());
     }
     let refused = datapath.apply(&Change::Put(service(1025), none));
     assert!(matches!(refused, Err(DatapathError::Full { table: "virtual_servers", capacity: 1024, remedy: _ })));
