@@ -25,16 +25,16 @@ pub fn enter(ctx: &XdpContext) -> Verdict {
 /// Decides what becomes of the packet, and prepares it for that.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
-    // No closures: LLVM would make one function of both, that takes pointers.
+    // No closures, which are functions that LLVM may leave as they are.
     match parse::version(ctx) {
-        Some(Version::Ipv4) => {
-            let Some(packet) = ipv4(ctx) else { return Ok(Verdict::PASS) };
-            pipeline::serve(ctx, &packet)
-        }
-        Some(Version::Ipv6) => {
-            let Some(packet) = ipv6(ctx) else { return Ok(Verdict::PASS) };
-            pipeline::serve(ctx, &packet)
-        }
+        Some(Version::Ipv4) => match ipv4(ctx) {
+            Some(packet) => pipeline::serve(ctx, &packet),
+            None => Ok(Verdict::PASS),
+        },
+        Some(Version::Ipv6) => match ipv6(ctx) {
+            Some(packet) => pipeline::serve(ctx, &packet),
+            None => Ok(Verdict::PASS),
+        },
         None => Ok(Verdict::PASS),
     }
 }

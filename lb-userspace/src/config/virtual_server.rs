@@ -75,8 +75,10 @@ fn read(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> O
         first_nat: None,
     };
     let Servers { real: real_servers, sorry: sorry_server } = real_server::read_all(table, &mut parent, report);
-    if let Some(line) = parent.first_nat.filter(|_| policy.one_packet) {
-        policy::report_one_packet_nat(table, line, report);
+    match parent.first_nat {
+        Some(line) if policy.one_packet => policy::report_one_packet_nat(table, line, report),
+        None if policy.stateless_replies => policy::report_stateless_without_nat(table, report),
+        Some(_) | None => {}
     }
     if let Some(line) = parent.first_nat.filter(|_| protocol == Some(Protocol::Sctp)) {
         report_sctp_nat(table, line, report);
