@@ -10,16 +10,16 @@ static NIBBLES: [u32; 16] = nibbles();
 
 const fn nibbles() -> [u32; 16] {
     let mut table = [0; 16];
-    let mut nibble = 0;
+    let mut nibble = 0_u32;
     while nibble < 16 {
-        let (mut remainder, mut bit) = (nibble as u32, 0);
+        let (mut remainder, mut bit) = (nibble, 0);
         while bit < 4 {
             remainder = remainder >> 1 ^ if remainder & 1 == 0 { 0 } else { POLYNOMIAL };
             bit += 1;
         }
         #[expect(clippy::indexing_slicing, reason = "below 16")]
         {
-            table[nibble] = remainder;
+            table[nibble as usize] = remainder;
         }
         nibble += 1;
     }

@@ -72,7 +72,10 @@ pub const fn again(hash: u64, turn: u32) -> u64 {
 #[inline(always)]
 pub const fn flow(client: [u64; 2], ports: u32) -> u32 {
     let [a, b] = client;
-    mix((a ^ ports as u64).wrapping_mul(MULTIPLIER) ^ b) as u32
+    #[expect(clippy::cast_possible_truncation, reason = "half of the hash is enough")]
+    {
+        mix((a ^ ports as u64).wrapping_mul(MULTIPLIER) ^ b) as u32
+    }
 }
 
 /// What an entry of `service_index` or `reply_index` is compared with: exact for IPv4, a hash for IPv6, never zero.
