@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod bonds;
+#[cfg(test)]
 mod choices;
 #[cfg(test)]
 mod connections;
@@ -57,3 +59,5 @@ mod tunnels;
 mod twin;
 #[cfg(test)]
 mod untouched;
+#[cfg(test)]
+mod variants;
