@@ -15,6 +15,7 @@ pub mod interface;
 pub mod net;
 #[cfg(feature = "user")]
 mod pod;
+pub mod prefix;
 pub mod real;
 pub mod service;
 
@@ -32,6 +33,9 @@ pub const REAL_SERVERS_MAX: u32 = 4096;
 /// Most places for real servers. A virtual server takes them by [`real::LANES`], so that [`REAL_SERVERS_MAX`] real servers
 /// of [`VIRTUAL_SERVERS_MAX`] virtual servers may take 11,264; the rest is room for changes.
 pub const REAL_PLACES_MAX: u32 = 16_384;
+
+/// Most prefixes that a virtual server allows and denies.
+pub const PREFIXES_MAX: u32 = 100_000;
 
 /// Entries of `client_hops`: clients that can be reached by so many ways, less one, are remembered by theirs.
 pub const CLIENT_HOPS_LENGTH: u32 = 4096;
