@@ -25,9 +25,16 @@ pub fn enter(ctx: &XdpContext) -> Verdict {
 /// Decides what becomes of the packet, and prepares it for that.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
+    // No closures: LLVM makes functions of them, which may not return what they are given a pointer to.
     match parse::version(ctx) {
-        Some(Version::Ipv4) => ipv4(ctx).map_or(Ok(Verdict::PASS), |packet| pipeline::serve(ctx, &packet)),
-        Some(Version::Ipv6) => ipv6(ctx).map_or(Ok(Verdict::PASS), |packet| pipeline::serve(ctx, &packet)),
+        Some(Version::Ipv4) => match ipv4(ctx) {
+            Some(packet) => pipeline::serve(ctx, &packet),
+            None => Ok(Verdict::PASS),
+        },
+        Some(Version::Ipv6) => match ipv6(ctx) {
+            Some(packet) => pipeline::serve(ctx, &packet),
+            None => Ok(Verdict::PASS),
+        },
         None => Ok(Verdict::PASS),
     }
 }

@@ -91,8 +91,7 @@ impl Bench {
     fn opening(&mut self, experiment: Experiment) -> Result<Finding> {
         let object = self.lru.clone();
         let objection = memory::objection(experiment.flows)?;
-        let mut directors =
-            vec![(Contestant::Table, self.director(Contestant::Table, Program::Product, &experiment)?)];
+        let mut directors = vec![(Contestant::Table, self.director(Contestant::Table, Program::Product, &experiment)?)];
         if objection.is_none() {
             let lru = self.director(Contestant::Lru, Program::Lru(&object), &experiment)?;
             directors.push((Contestant::Lru, lru));

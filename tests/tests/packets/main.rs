@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod bursts;
+#[cfg(test)]
 mod choices;
 #[cfg(test)]
 mod connections;
@@ -50,5 +52,7 @@ mod tables;
 mod traces;
 #[cfg(test)]
 mod twin;
+#[cfg(test)]
+mod unavailable;
 #[cfg(test)]
 mod untouched;

@@ -93,15 +93,11 @@ impl State {
     /// Which count it is in; templates are in none.
     pub fn counts(self) -> Option<Count> {
         match self {
-            Self::Settling | Self::Established => Some(Count::Active),
+            Self::Opening | Self::Settling | Self::Established => Some(Count::Active),
             Self::TemplateNew | Self::Template => None,
-            Self::Opening
-            | Self::UdpNew
-            | Self::ClientFin
-            | Self::ServerFin
-            | Self::BothFin
-            | Self::Closed
-            | Self::Udp => Some(Count::Inactive),
+            Self::UdpNew | Self::ClientFin | Self::ServerFin | Self::BothFin | Self::Closed | Self::Udp => {
+                Some(Count::Inactive)
+            }
         }
     }
 
