@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod bonds;
+#[cfg(test)]
 mod bursts;
 #[cfg(test)]
 mod choices;
@@ -56,3 +58,5 @@ mod twin;
 mod unavailable;
 #[cfg(test)]
 mod untouched;
+#[cfg(test)]
+mod variants;

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use lb_common::drop_reason::DropReason;
+use lb_common::net::Protocol;
 use lb_common::service::ForwardingMethod;
 
 use super::super::frame::{ACK, SYN};
 use super::super::oracle::Change;
 use super::super::scene::{INGRESS, OUR_MAC};
-use super::state::Side;
+use super::state::{Side, State};
 use super::table::{Entry, Kind, Place};
 use super::world::RealServer;
 use super::{Model, Outcome, Packet, Way, is_of};
@@ -21,8 +22,14 @@ impl Model {
         let connections: Vec<_> = reals.iter().filter_map(with).collect();
         // The client may have gone on from one virtual server to another: rather the connection that is in use.
         let in_use = connections.iter().find(|(_, _, entry)| !entry.state.is_closing());
-        let Some((real, place, entry)) = in_use.or(connections.first()) else { return Outcome::Passed };
+        let Some((real, place, entry)) = in_use.or(connections.first()) else {
+            return self.stray(&packet, &reals, fault);
+        };
         let (real, place, entry) = (real.clone(), *place, *entry);
+        // The client's last datagram went to the real server itself, or this host asked it something.
+        if entry.state == State::UdpDirect || self.own.contains(&client.ip()) {
+            return Outcome::Passed;
+        }
         if let Some(reason) = fault {
             return Outcome::Dropped(reason);
         }
@@ -45,6 +52,31 @@ impl Model {
             vip.set_port(source.port());
         }
         Way::Out { ifindex: INGRESS, to: station, from: OUR_MAC }.send(&packet, Change::Source(vip))
+    }
+
+    /// A packet of no connection, which comes from one of `reals` or from nobody that is known here.
+    fn stray(&mut self, packet: &Packet, reals: &[RealServer], fault: Option<DropReason>) -> Outcome {
+        if let [real] = reals
+            && self.services.iter().any(|server| server.index == real.virtual_server && server.stateless_replies)
+            && !self.own.contains(&packet.reading.destination.ip())
+        {
+            // No way back was learnt, and the test's namespace forwards nothing.
+            return Outcome::Dropped(fault.unwrap_or(DropReason::ForwardingDisabled));
+        }
+        if u32::from(packet.reading.protocol) == Protocol::Udp as u32 {
+            self.note_direct(packet);
+        }
+        Outcome::Passed
+    }
+
+    /// A client's datagram to a real server's own address: what comes back is not its virtual server's.
+    fn note_direct(&mut self, packet: &Packet) {
+        let (client, to) = (packet.reading.source, packet.reading.destination);
+        for real in self.sharing(to, packet) {
+            if let Some((_, place, entry)) = self.connection_with(&real, to.port(), client, packet.now) {
+                self.table.set(place, Some(Entry { state: State::UdpDirect, last_seen: packet.now, ..entry }));
+            }
+        }
     }
 
     /// The real servers reached by `nat` at this address and port, each of another virtual server, in the order of their chain.

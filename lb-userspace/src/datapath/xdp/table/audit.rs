@@ -143,6 +143,7 @@ const STAGES: [u16; 128] = {
     let counted = [
         (State::UDP_NEW, DATAGRAMS),
         (State::UDP, DATAGRAMS),
+        (State::UDP_DIRECT, DATAGRAMS),
         (State::OPENING, ACTIVE),
         (State::SETTLING, ACTIVE),
         (State::ESTABLISHED, ACTIVE),
