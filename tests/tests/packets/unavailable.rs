@@ -27,6 +27,7 @@ fn with_thresholds(policy: Policy, limits: &[(u16, u32)]) -> VirtualServer {
         service: service(Family::V4, Protocol::Tcp),
         policy,
         real_servers: (1..).zip(limits).map(real).collect(),
+        access: None,
         sorry_server: None,
     }
 }

@@ -41,6 +41,10 @@ impl Model {
         let (client, vip) = (packet.reading.source, packet.reading.destination);
         let key = self.services[server].connection_key(client, vip.port(), &self.settings.secret);
         let protocol = self.services[server].protocol;
+        let is_denied = !self.services[server].serves(client.ip());
+        if is_denied && (is_opening(packet.flags) || self.services[server].one_packet) {
+            return self.deny(server);
+        }
         if self.services[server].one_packet {
             return self.forget(&packet, server, true);
         }
@@ -57,6 +61,9 @@ impl Model {
             }
             self.free(place);
         }
+        if is_denied {
+            return self.deny(server);
+        }
         match self.newcomer(&packet, server, key) {
             Newcomer::Enter(state) => self.admit(&packet, server, key, state),
             Newcomer::Passing => self.forget(&packet, server, false),
@@ -70,6 +77,11 @@ impl Model {
     fn may_begin_anew(&self, entry: &Entry) -> bool {
         let real = &self.reals[&entry.real];
         entry.state.is_closing() || entry.state.class() >= 4 && (real.is_removed || !real.takes_any())
+    }
+
+    fn deny(&mut self, server: usize) -> Outcome {
+        self.virtual_counters.entry(self.services[server].index).or_default().denied += 1;
+        Outcome::Dropped(DropReason::Denied)
     }
 
     fn newcomer(&self, packet: &Packet, server: usize, key: u64) -> Newcomer {
