@@ -11,6 +11,8 @@ mod bench;
 #[cfg(test)]
 mod bonds;
 #[cfg(test)]
+mod bursts;
+#[cfg(test)]
 mod choices;
 #[cfg(test)]
 mod connections;
@@ -59,6 +61,8 @@ mod traces;
 mod tunnels;
 #[cfg(test)]
 mod twin;
+#[cfg(test)]
+mod unavailable;
 #[cfg(test)]
 mod untouched;
 #[cfg(test)]
