@@ -12,6 +12,7 @@ pub mod drop_reason;
 pub mod hash;
 pub mod interface;
 pub mod net;
+pub mod origin;
 #[cfg(feature = "user")]
 mod pod;
 pub mod real;
@@ -20,7 +21,7 @@ pub mod service;
 /// Version of every layout in this crate; a daemon never reads pinned maps of another version.
 ///
 /// Raise it with any change to a map's key, value or meaning.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Most virtual servers that one instance serves.
 pub const VIRTUAL_SERVERS_MAX: u32 = 1024;
