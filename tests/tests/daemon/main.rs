@@ -2,6 +2,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "a test may panic, and serde_json's indexing does not")]
 
+mod adoption;
 mod connections;
 mod devices;
 mod direct;
@@ -15,6 +16,7 @@ mod persistence;
 mod ports;
 mod refusals;
 mod reload;
+mod restart;
 mod schedulers;
 mod serving;
 mod tools;
