@@ -18,9 +18,9 @@ use crate::datapath::xdp::adoptable::Unfit;
 use crate::datapath::xdp::table::task::Scan;
 use crate::datapath::xdp::{XdpDatapath, packet_log};
 use crate::handover::{Drain, Lost};
-use crate::host::jiffies_per_second;
 use crate::host::link::{self, Link};
 use crate::host::preflight::Facts;
+use crate::host::{firewall, jiffies_per_second};
 use crate::instance::Instance;
 use crate::nexthop::{Resolution, Resolver};
 use crate::reconcile::desired::Desired;
@@ -56,6 +56,7 @@ impl Prepared {
         for line in facts.warnings(&config) {
             warn!("{line}");
         }
+        warn_of_the_firewall(&config);
         let host = facts.links;
         let links = interfaces(&config, &instance, &host)?;
         let desired = Desired::new(config.virtual_servers.clone(), jiffies_per_second());
@@ -117,6 +118,12 @@ impl Prepared {
         daemon.start_tasks()?;
         Ok(daemon)
     }
+}
+
+/// In a thread of its own: a large ruleset takes its tools a while, and the start waits for none of it.
+fn warn_of_the_firewall(config: &Config) {
+    let config = config.clone();
+    drop(std::thread::spawn(move || firewall::warnings(&config).iter().for_each(|line| warn!("{line}"))));
 }
 
 /// The control socket; with another daemon's, its place is taken now.

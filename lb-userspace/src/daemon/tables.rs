@@ -182,8 +182,8 @@ fn options(config: &Config, capacity: Capacity, secret: Secret) -> LoadOptions {
 }
 
 fn resized(options: LoadOptions, capacity: Capacity) -> LoadOptions {
-    let Capacity { real_servers_max, ring_chunks, nat, wide_tuples } = capacity;
-    LoadOptions { real_servers_max, ring_chunks, nat, wide_tuples, ..options }
+    let Capacity { real_servers_max, ring_chunks, prefix_lines, nat, wide_tuples } = capacity;
+    LoadOptions { real_servers_max, ring_chunks, prefix_lines, nat, wide_tuples, ..options }
 }
 
 /// The timeouts of the packet path; those that IPVS has no setting for are its own.

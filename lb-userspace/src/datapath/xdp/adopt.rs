@@ -22,6 +22,7 @@ use super::entries;
 use super::found::{self, Found};
 use super::live_index::LiveIndex;
 use super::maps::{KeyOctets, Maps};
+use super::prefixes::Prefixes;
 use super::rest::REST;
 use super::slots::Slots;
 use super::tables::{Led, OWN_ADDRESSES, Views, XdpDatapath, sleep_until};
@@ -59,10 +60,17 @@ impl XdpDatapath {
         let slots = Slots::new(self.views.real_servers.length(), self.views.rings.length());
         let Found { slots, strays, chains } =
             found::sort_out(&virtual_servers, &real_servers, slots, Instant::now()).map_err(foreign("real_servers"))?;
+        let mut prefixes = Prefixes::new(self.maps.mapped("prefixes")?);
+        for (service, entry) in &virtual_servers {
+            if !prefixes.found(*service, entry.prefixes) {
+                let found = format!("a list of clients of {service} at line {}, beside another", entry.prefixes.start);
+                return Err(foreign("prefixes")(found));
+            }
+        }
         // What the other daemon gave up a moment ago may still be in use.
         sleep_until(Instant::now() + REST);
         (self.slots, self.service_index, self.reply_index) = (slots, service_index, reply_index);
-        (self.ways, self.is_settled) = (BTreeMap::new(), false);
+        (self.prefixes, self.ways, self.is_settled) = (prefixes, BTreeMap::new(), false);
         let own_addresses = self.maps.keys::<Address, u32>(OWN_ADDRESSES)?;
         self.own_addresses = own_addresses.into_iter().map(IpAddr::from).collect();
         self.heal_services()?;

@@ -96,9 +96,10 @@ pub fn examine(pins: &Pins, options: &LoadOptions, table: &ServiceTable) -> Resu
         differences.push("no virtual server had an IPv6 address or all ports, now one has".to_owned());
     }
     if !capacity.has_room_for(table) {
-        let Capacity { real_servers_max, ring_chunks, .. } = capacity;
+        let Capacity { real_servers_max, ring_chunks, prefix_lines, nat: _, wide_tuples: _ } = capacity;
         differences.push(format!(
-            "the tables have room for {real_servers_max} places of real servers and {ring_chunks} chunks of rings, \
+            "the tables have room for {real_servers_max} places of real servers, {ring_chunks} chunks of rings and \
+             {prefix_lines} lines of clients' prefixes, \
              the configuration needs more"
         ));
     }
@@ -118,11 +119,12 @@ fn fitting(directory: &Path, options: &LoadOptions) -> (LoadOptions, Capacity) {
     let capacity = Capacity {
         real_servers_max: entries("real_servers"),
         ring_chunks: entries("scheduler_rings"),
+        prefix_lines: entries("prefixes"),
         nat: options.nat || has_nat(directory),
         wide_tuples: entries("tuples") > 1,
     };
-    let Capacity { real_servers_max, ring_chunks, nat, wide_tuples } = capacity;
-    (LoadOptions { real_servers_max, ring_chunks, nat, wide_tuples, ..*options }, capacity)
+    let Capacity { real_servers_max, ring_chunks, prefix_lines, nat, wide_tuples } = capacity;
+    (LoadOptions { real_servers_max, ring_chunks, prefix_lines, nat, wide_tuples, ..*options }, capacity)
 }
 
 /// What differs between the maps and those that would be made for `options`.

@@ -103,7 +103,7 @@ mod tests {
 
     fn published(port: u16, index: u32, ring: u32, sorry_server: Option<u16>) -> (Service, VirtualServerEntry) {
         let ring = Run { start: ring, length: 2 };
-        let behind = Behind { ring, chunks: Run::EMPTY, lanes: 2, sorry_server };
+        let behind = Behind { ring, chunks: Run::EMPTY, lanes: 2, sorry_server, prefixes: Run::EMPTY, digest: 0 };
         let policy = Policy::new(&model::Policy::new(Scheduler::Rr), 250);
         (service(port), entries::virtual_server(service(port), index, &policy, &behind))
     }

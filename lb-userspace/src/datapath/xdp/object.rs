@@ -25,6 +25,8 @@ pub struct LoadOptions {
     pub real_servers_max: u32,
     /// Room for rings, in units of [`lb_common::service::RING_CHUNK`] elements.
     pub ring_chunks: u32,
+    /// Lines of `prefixes`: room for lists of clients.
+    pub prefix_lines: u32,
     /// Whether any real server is reached by NAT, so that replies must be looked for.
     pub nat: bool,
     /// Whether connections are kept in full beside the table: needed to list those of IPv6 and of virtual servers that serve
@@ -46,6 +48,7 @@ impl LoadOptions {
         connections_max: 1,
         real_servers_max: 1,
         ring_chunks: 1,
+        prefix_lines: 1,
         nat: false,
         wide_tuples: false,
         reject_rate: 0,
@@ -235,7 +238,7 @@ pub fn load_object(
 }
 
 /// The maps whose size depends on the configuration, with `connections` entries for the connection table.
-fn sizes(options: &LoadOptions, connections: u32) -> [(&'static str, u32); 9] {
+fn sizes(options: &LoadOptions, connections: u32) -> [(&'static str, u32); 10] {
     let places = places(options);
     [
         ("connections", connections),
@@ -247,6 +250,7 @@ fn sizes(options: &LoadOptions, connections: u32) -> [(&'static str, u32); 9] {
         ("server_loads", places / LANES),
         ("server_counts", places / LANES),
         ("scheduler_rings", options.ring_chunks.max(1)),
+        ("prefixes", options.prefix_lines.max(1)),
     ]
 }
 
