@@ -17,6 +17,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
@@ -137,9 +138,9 @@ fn receive(fd: BorrowedFd<'_>) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
     let length = match recvmsg(fd, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
-        Ok(received) => received.bytes,
-        Err(rustix::io::Errno::CONNRESET) => 0,
-        Err(error) => return Err(error.into()),
+        // It has gone without reading everything, which is told once, before what it has said.
+        Err(Errno::CONNRESET) => recvmsg(fd, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)?.bytes,
+        other => other?.bytes,
     };
     let mut descriptors = Vec::new();
     for message in control.drain() {
@@ -190,8 +191,12 @@ mod tests {
             same.rewind().unwrap();
             same.read_to_string(&mut text).unwrap();
             assert_eq!(text, "held");
-            drop(ours);
-            assert!(theirs.receive().await.unwrap().is_none());
+            // What is not read does not hide what was said.
+            theirs.send(&Message::Failed("why".to_owned()), &[]).unwrap();
+            ours.send(&Message::Ready, &[]).unwrap();
+            drop(theirs);
+            assert_eq!(ours.receive().await.unwrap().unwrap().0, Message::Failed("why".to_owned()));
+            assert!(ours.receive().await.unwrap().is_none());
         });
     }
 }
