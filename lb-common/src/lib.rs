@@ -8,6 +8,7 @@ pub mod bench;
 pub mod checksum;
 pub mod connection;
 pub mod counters;
+pub mod crc32c;
 pub mod drop_reason;
 pub mod hash;
 pub mod interface;

@@ -12,12 +12,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control::protocol::{Request, Response};
 use crate::control::server::{self, Call};
 use crate::datapath::DatapathError;
 use crate::datapath::xdp::attach::Attachment;
 use crate::datapath::xdp::table::task::Scan;
+use crate::datapath::xdp::tables::Way;
 use crate::datapath::xdp::{XdpDatapath, origin};
 use crate::error::chain;
 use crate::host::preflight::Problem;
@@ -179,7 +180,7 @@ impl Daemon {
         for warning in ways::warnings(&self.config, &resolution).iter().filter(|warning| !known.contains(warning)) {
             warn!("{warning}");
         }
-        let mut result = set_ways(&mut self.datapath, &resolution, &self.config.xdp.interfaces);
+        let mut result = set_ways(&mut self.datapath, &resolution, &self.config.xdp);
         // Before ways back to clients are looked up anew, which is when packets ask.
         result = result.and(self.datapath.set_own_addresses(&resolution.addresses));
         if resolution.routes != self.resolution.routes {
@@ -340,9 +341,9 @@ async fn first_resolution(resolver: &Resolver) -> Result<Resolution, StartError>
     }
 }
 
-fn set_ways(datapath: &mut XdpDatapath, resolution: &Resolution, interfaces: &[String]) -> Result<(), DatapathError> {
+fn set_ways(datapath: &mut XdpDatapath, resolution: &Resolution, xdp: &config::Xdp) -> Result<(), DatapathError> {
     for (address, found) in &resolution.found {
-        let way = found.way(interfaces);
+        let way = Way { tunnel_source: xdp.tunnel_sources.to(*address), ..found.way(&xdp.interfaces) };
         if datapath.known_way(*address) != Some(way) {
             datapath.set_way(*address, way)?;
         }

@@ -82,7 +82,7 @@ impl Prepared {
         }
         let ways = |datapath: &mut XdpDatapath| {
             datapath.set_own_addresses(&resolution.addresses)?;
-            set_ways(datapath, &resolution, &config.xdp.interfaces)
+            set_ways(datapath, &resolution, &config.xdp)
         };
         let (mut datapath, made) = loaded.serve(&desired.table(Instant::now()), ways)?;
         let packet_log = config.xdp.packet_log.then(|| packet_log::spawn(datapath.ebpf())).transpose()?;

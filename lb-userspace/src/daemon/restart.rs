@@ -109,7 +109,7 @@ impl Daemon {
         let (table, resolution) = (self.desired.table(Instant::now()), &self.resolution);
         let ways = |datapath: &mut XdpDatapath| {
             datapath.set_own_addresses(&resolution.addresses)?;
-            set_ways(datapath, resolution, &self.config.xdp.interfaces)
+            set_ways(datapath, resolution, &self.config.xdp)
         };
         tables::go_on(&mut self.datapath, &self.made, &table, ways)
     }

@@ -19,6 +19,8 @@ mod refusals;
 mod reload;
 mod restart;
 mod schedulers;
+mod sctp;
 mod serving;
 mod tools;
+mod tunnels;
 mod unserved;
