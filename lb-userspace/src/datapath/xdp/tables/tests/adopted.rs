@@ -70,7 +70,13 @@ impl Snapshot {
             "reply_index" | "service_index" => write.word / 2,
             _ => write.word,
         };
-        writes.sort_by_key(|write| (write.map, element(write), Reverse(write.word)));
+        // But a real server that goes is void first.
+        let goes = |write: &Write| {
+            let generation = after.words[write.map].get(write.word / 16 * 16).copied().unwrap_or(1) & 0xffff_ffff;
+            MAPS[write.map] == "real_servers" && generation == 0
+        };
+        let order = |write: &Write| if goes(write) { write.word } else { usize::MAX - write.word };
+        writes.sort_by_key(|write| (write.map, element(write), order(write)));
         if is_removal {
             // The index leads nowhere first, and real servers go last.
             writes.sort_by_key(|write| Reverse(write.map));
