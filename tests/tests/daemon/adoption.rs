@@ -197,7 +197,8 @@ fn maps_of_another_version_or_of_nobody_are_named_and_made_anew() -> Result<()> 
     let servers = [Server::tcp(ECHO4).reals([1, 2])];
     let mut operated = Operated::start(&lab, &servers)?;
     let pins = operated.daemon.setup.pin_folder();
-    let spoil: [(&str, &dyn Fn(&Path) -> Result<()>); 4] = [
+    type Spoil<'a> = &'a dyn Fn(&Path) -> Result<()>;
+    let spoil: [(&str, Spoil<'_>); 4] = [
         ("the maps have layout version 7, this one needs", &|pins| {
             update(&pins.join("abi_version"), &["7", "0", "0", "0"])
         }),

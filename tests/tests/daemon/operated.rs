@@ -115,7 +115,7 @@ pub struct Heir(pub Pid);
 impl Drop for Heir {
     fn drop(&mut self) {
         // It may have ended, and nobody else can have its number so soon.
-        drop(kill(self.0, Signal::SIGKILL));
+        tell(self.0, Signal::SIGKILL);
     }
 }
 
@@ -261,6 +261,11 @@ impl<'a> Operated<'a> {
         ensure!(!self.daemon.setup.pin_folder().exists(), "pins are left");
         Ok(())
     }
+}
+
+/// Sends a signal; false where the process has gone.
+pub fn tell(pid: Pid, signal: Signal) -> bool {
+    kill(pid, signal).is_ok()
 }
 
 /// Whether a process is there that has not ended.

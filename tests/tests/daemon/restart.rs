@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::director::{PATIENCE, Setup, evenkeel, footprint, lab, run, wait_until};
-use crate::operated::{ECHO, ECHO4, Operated, Server, each, echoes, newcomers, runs, while_talking};
+use crate::operated::{ECHO, ECHO4, Operated, Server, each, echoes, newcomers, runs, tell, while_talking};
 
 /// A copy of the daemon's executable that a test may exchange.
 fn executable(lab: &Lab) -> Result<PathBuf> {
@@ -181,7 +181,7 @@ fn a_signal_to_stop_ends_old_and_new() -> Result<()> {
         disturbed(&operated, delay, |heir| {
             heirs.push(heir);
             // The old one may have gone.
-            drop(kill(Pid::from_raw(old), Signal::SIGTERM));
+            tell(Pid::from_raw(old), Signal::SIGTERM);
             Ok(())
         })?;
         let log = operated.daemon.process.log();
@@ -189,7 +189,9 @@ fn a_signal_to_stop_ends_old_and_new() -> Result<()> {
         let told = operated.daemon.process.log().contains("stopping signal=\"SIGTERM\"");
         if !told {
             // It had left when the signal came.
-            heirs.iter().for_each(|heir| drop(kill(*heir, Signal::SIGTERM)));
+            for heir in &heirs {
+                tell(*heir, Signal::SIGTERM);
+            }
         }
         wait_until("the end of both", || Ok(heirs.iter().all(|heir| !runs(*heir))))?;
         assert_eq!(
