@@ -11,7 +11,7 @@ use lb_common::net::{Address, Protocol};
 use crate::packet::{self, ETHERNET_LENGTH, IPV6_LENGTH, Ports};
 use crate::parse::{self, Obstacle, Packet, Version};
 use crate::verdict::{Stop, Verdict};
-use crate::{maps, pipeline, service, word};
+use crate::{icmp, maps, pipeline, service, word};
 
 /// Leaves the packet to the program [`run`] is in. Returns only where the map of programs has been emptied, which takes its
 /// pin and the daemon's descriptor; the packet passes then, since most of this kind are the host's.
@@ -26,8 +26,14 @@ pub fn enter(ctx: &XdpContext) -> Verdict {
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
     match parse::version(ctx) {
-        Some(Version::Ipv4) => ipv4(ctx).map_or(Ok(Verdict::PASS), |packet| pipeline::serve(ctx, &packet)),
-        Some(Version::Ipv6) => ipv6(ctx).map_or(Ok(Verdict::PASS), |packet| pipeline::serve(ctx, &packet)),
+        Some(Version::Ipv4) => match ipv4(ctx) {
+            Some(packet) => pipeline::serve(ctx, &packet),
+            None => Ok(icmp::enter(ctx)),
+        },
+        Some(Version::Ipv6) => match ipv6(ctx) {
+            Some(packet) => pipeline::serve(ctx, &packet),
+            None => Ok(icmp::enter(ctx)),
+        },
         None => Ok(Verdict::PASS),
     }
 }

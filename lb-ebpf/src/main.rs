@@ -14,6 +14,7 @@ mod decap;
 mod encap;
 mod exceptional;
 mod forward;
+mod icmp;
 mod load;
 mod maps;
 mod packet;
@@ -47,6 +48,12 @@ pub fn balance(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn exceptional(ctx: XdpContext) -> u32 {
     verdict::action(&ctx, exceptional::run(&ctx))
+}
+
+/// ICMP errors, which `exceptional` leaves to it together with what is nobody's.
+#[xdp]
+pub fn icmp(ctx: XdpContext) -> u32 {
+    verdict::action(&ctx, icmp::run(&ctx))
 }
 
 /// Strips IPIP and IP6IP6 on a real server without a tunnel device.

@@ -98,7 +98,7 @@ impl Newcomer {
 /// A packet of a client to a virtual server.
 #[inline(always)]
 fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
-    parse::validate(ctx, packet)?;
+    parse::validate(ctx, packet, hit.index)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     let key = replies::request_key(packet, hit);
     let choice = match known(packet, hit, key, flags) {
@@ -110,11 +110,11 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
     let mut choice = choice;
     let mut way = match forward::to_real_server(ctx, packet, choice.index, choice.real) {
         Ok(way) => way,
-        Err(reason) if !choice.newcomer.is(Newcomer::MAY_MOVE) => return Err(reason.into()),
+        Err(stop) if !choice.newcomer.is(Newcomer::MAY_MOVE) => return Err(stop),
         // What cannot be sent enters nothing, so the least loaded would remain so, and take all that comes.
-        Err(reason) => {
+        Err(stop) => {
             let index = schedule::next_server(hit.index, choice.index);
-            let real = real_server(index, hit).ok_or(reason)?;
+            let real = real_server(index, hit).ok_or(stop)?;
             (choice.index, choice.real) = (index, real);
             forward::to_real_server(ctx, packet, index, real)?
         }
@@ -123,10 +123,10 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
         template::enter(hit.index, packet.source.halves(), choice.index, choice.real.generation);
     }
     if choice.newcomer.state() != State::FREE
-        && let Err(stop) = enter(ctx, packet, key, &choice, lookups)
+        && let Err(reason) = enter(ctx, packet, key, &choice, lookups)
     {
         // Without a slot a reply would not find its way back; else the client keeps to the server that its key names.
-        choice = stateless(hit, key, choice).filter(|_| stop == DropReason::TableFull).ok_or(stop)?;
+        choice = stateless(hit, key, choice).filter(|_| reason == DropReason::TableFull).ok_or(reason)?;
         way = forward::to_real_server(ctx, packet, choice.index, choice.real)?;
     }
     // The verifier removes the branch where the packet log is off.
@@ -341,8 +341,9 @@ fn deliver(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry, egress: &E
     Ok(forward::send(ctx, egress, ethertype(packet))?)
 }
 
+/// The EtherType of the packet.
 #[inline(always)]
-fn ethertype(packet: &Packet) -> u16 {
+pub fn ethertype(packet: &Packet) -> u16 {
     if packet.is_ipv4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 }
 }
 
@@ -350,7 +351,7 @@ fn ethertype(packet: &Packet) -> u16 {
 #[inline(always)]
 fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
     let Some(answered) = replies::find(packet, first) else { return Ok(Verdict::PASS) };
-    parse::validate(ctx, packet)?;
+    parse::validate(ctx, packet, answered.service.index)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     let replies::Answered { index, real, service, place, meta } = answered;
     if tcp::is_accepting(flags) && State::is_closing(meta.state()) {
@@ -359,8 +360,7 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
         place.free(meta);
         return Ok(Verdict::PASS);
     }
-    // SAFETY: a word of a live map element.
-    let routes = unsafe { word::read(&raw const lookups.routes) };
+    let routes = service::routes(lookups);
     let (egress, hop) = replies::way_back(ctx.ctx, packet, &answered, routes)?;
     let next = match packet.protocol {
         Protocol::Tcp => tcp::after(meta.state(), flags, Sender::Server),

@@ -14,6 +14,7 @@ use crate::forward::Egress;
 use crate::parse::Packet;
 use crate::route::{self, answer};
 use crate::service::{self, Hit};
+use crate::verdict::Stop;
 use crate::{clock, maps, word};
 
 /// A connection that a packet answers.
@@ -154,7 +155,7 @@ pub extern "C" fn wide_key(client_a: u64, client_b: u64, ports: u64, service: u3
 
 /// Whether the slot is that of a connection with this real server, and not too old.
 #[inline(always)]
-fn is_live(meta: Meta, index: u32, real: &RealServerEntry) -> bool {
+pub fn is_live(meta: Meta, index: u32, real: &RealServerEntry) -> bool {
     u32::from(meta.real_server()) == index
         && meta.generation() == real.generation as u8
         && connection::age(meta.last_seen(), clock::tick()) <= conntrack::timeout(meta.state())
@@ -167,31 +168,27 @@ fn is_live(meta: Meta, index: u32, real: &RealServerEntry) -> bool {
 /// One that has none is then served as long as the kernel knows the client's neighbour; where it does not, the way that the
 /// client's packets came is not remembered, and replies are dropped as `no_neighbour`.
 #[inline(always)]
-pub fn way_back(
-    ctx: *mut xdp_md,
-    packet: &Packet,
-    answered: &Answered,
-    routes: u32,
-) -> Result<(Egress, u16), DropReason> {
+pub fn way_back(ctx: *mut xdp_md, packet: &Packet, answered: &Answered, routes: u32) -> Result<(Egress, u16), Stop> {
+    let service = answered.service.index;
     let number = answered.meta.client_hop();
     let known = hop(number.into());
     let egress = match known {
-        Some(hop) if hop.routes == routes => return fitting(packet, egress_of(hop), number),
-        _ => match route::to_client(ctx, answered.service.index, packet.length) {
+        Some(hop) if hop.routes == routes => return fitting(packet, service, egress_of(hop), number),
+        _ => match route::to_client(ctx, service, packet.length) {
             answer::SUCCESS => route::found().ok_or(DropReason::NoRoute)?,
-            answer::FRAGMENTATION_NEEDED => return Err(DropReason::PacketTooBig),
-            answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => return Err(DropReason::NoRoute),
+            answer::FRAGMENTATION_NEEDED => return Err(Stop::too_big(service, route::mtu())),
+            answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => return Err(DropReason::NoRoute.into()),
             // Local, no route, no neighbour, forwarding off: back to where the client's packets have come from.
             _ => egress_of(known.ok_or(DropReason::NoNeighbour)?),
         },
     };
     let learnt = learn(&egress, routes);
-    fitting(packet, egress, if learnt == 0 { number } else { learnt })
+    fitting(packet, service, egress, if learnt == 0 { number } else { learnt })
 }
 
 #[inline(always)]
-fn fitting(packet: &Packet, egress: Egress, number: u16) -> Result<(Egress, u16), DropReason> {
-    if packet.length > egress.mtu { Err(DropReason::PacketTooBig) } else { Ok((egress, number)) }
+fn fitting(packet: &Packet, service: u32, egress: Egress, number: u16) -> Result<(Egress, u16), Stop> {
+    if packet.length > egress.mtu { Err(Stop::too_big(service, egress.mtu)) } else { Ok((egress, number)) }
 }
 
 #[inline(always)]

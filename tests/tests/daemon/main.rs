@@ -9,6 +9,7 @@ mod lifecycle;
 mod limits;
 mod nexthops;
 mod operated;
+mod path_mtu;
 mod persistence;
 mod ports;
 mod refusals;

@@ -12,7 +12,7 @@ use super::super::scene::Family;
 use super::schedule;
 use super::state::{Side, State, is_opening};
 use super::table::{Entry, Inserted, Kind, Place};
-use super::{Model, Outcome, Packet};
+use super::{Model, Outcome, Packet, Stop};
 
 /// What becomes of a packet of no known connection.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +91,7 @@ impl Model {
         let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
         let choice = match self.within_reach(packet, server, choice) {
             Ok(choice) => choice,
-            Err(reason) => return Outcome::Dropped(reason),
+            Err(stop) => return self.stopped(packet, packet.reading.destination.ip(), stop),
         };
         self.note_template(packet, server, choice);
         self.send_to(packet, choice.real, is_new)
@@ -102,7 +102,7 @@ impl Model {
         let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
         let choice = match self.within_reach(packet, server, choice) {
             Ok(choice) => choice,
-            Err(reason) => return Outcome::Dropped(reason),
+            Err(stop) => return self.stopped(packet, packet.reading.destination.ip(), stop),
         };
         self.note_template(packet, server, choice);
         if self.is_tuple_in_use(packet, choice.real) {
@@ -167,12 +167,12 @@ impl Model {
     }
 
     /// The choice, or where its real server can't be sent to, the next in turn.
-    fn within_reach(&mut self, packet: &Packet, server: usize, choice: Choice) -> Result<Choice, DropReason> {
-        let Err(reason) = self.outgoing(packet, choice.real) else { return Ok(choice) };
+    fn within_reach(&mut self, packet: &Packet, server: usize, choice: Choice) -> Result<Choice, Stop> {
+        let Err(stop) = self.outgoing(packet, choice.real) else { return Ok(choice) };
         if !choice.may_move {
-            return Err(reason);
+            return Err(stop);
         }
-        let real = schedule::in_turn(&mut self.services[server], &self.reals, Some(choice.real)).ok_or(reason)?;
+        let real = schedule::in_turn(&mut self.services[server], &self.reals, Some(choice.real)).ok_or(stop)?;
         self.outgoing(packet, real)?;
         Ok(Choice { real, ..choice })
     }
@@ -234,22 +234,22 @@ impl Model {
     }
 
     /// Length of the packet on its way to the real server, and whether it may go.
-    fn outgoing(&self, packet: &Packet, real: u16) -> Result<super::Way, DropReason> {
+    pub(super) fn outgoing(&self, packet: &Packet, real: u16) -> Result<super::Way, Stop> {
         let real = &self.reals[&real];
         let outer = match (real.forwarding, packet.reading.family) {
             (ForwardingMethod::Nat | ForwardingMethod::Dr, _) => 0,
-            (ForwardingMethod::Tun, _) if real.tunnel_source.is_none() => return Err(DropReason::NoRoute),
+            (ForwardingMethod::Tun, _) if real.tunnel_source.is_none() => return Err(DropReason::NoRoute.into()),
             (ForwardingMethod::Tun, Family::V4) => 20,
             (ForwardingMethod::Tun, Family::V6) => 40,
         };
-        Self::way(real, packet.reading.length() + outer)
+        Self::way(real, packet.reading.length(), outer)
     }
 
     fn send_to(&mut self, packet: &Packet, index: u16, is_new: bool) -> Outcome {
         let real = self.reals[&index].clone();
         let way = match self.outgoing(packet, index) {
             Ok(way) => way,
-            Err(reason) => return Outcome::Dropped(reason),
+            Err(stop) => return self.stopped(packet, packet.reading.destination.ip(), stop),
         };
         let bytes = u64::try_from(packet.reading.length()).expect("fits");
         self.count(real.virtual_server, index, |counters| {
