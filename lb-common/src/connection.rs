@@ -156,6 +156,8 @@ impl State {
     pub const UDP: u8 = 0x51;
     /// A persistence template with a connection that was established.
     pub const TEMPLATE: u8 = 0x52;
+    /// UDP by `nat`: the client's last datagram went to the real server's own address, so that answers are left alone.
+    pub const UDP_DIRECT: u8 = 0x53;
     /// The slot is being rewritten; never a victim.
     pub const LOCKED: u8 = 0x70;
 
@@ -197,6 +199,7 @@ impl State {
             Self::ESTABLISHED => "established",
             Self::UDP => "udp",
             Self::TEMPLATE => "template",
+            Self::UDP_DIRECT => "udp-direct",
             _ => return None,
         })
     }
@@ -261,6 +264,7 @@ impl Timeouts {
         ticks[State::SETTLING as usize] = tcp;
         ticks[State::ESTABLISHED as usize] = tcp;
         ticks[State::UDP as usize] = udp;
+        ticks[State::UDP_DIRECT as usize] = udp;
         ticks[State::TEMPLATE as usize] = TIMEOUT_MAX;
         // A slot that is being rewritten has no age.
         ticks[State::LOCKED as usize] = u16::MAX;

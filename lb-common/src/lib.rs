@@ -35,6 +35,9 @@ pub const REAL_PLACES_MAX: u32 = 16_384;
 /// Entries of `client_hops`: clients that can be reached by so many ways, less one, are remembered by theirs.
 pub const CLIENT_HOPS_LENGTH: u32 = 4096;
 
+/// Most addresses of this host in `own_addresses`.
+pub const OWN_ADDRESSES_MAX: u32 = 16_384;
+
 /// Programs in `stages`, to which `balance` jumps.
 pub const STAGES_LENGTH: u32 = 2;
 

@@ -182,6 +182,8 @@ pub mod service_flag {
     pub const HASH_FALLBACK: u32 = 1 << 6;
     /// The TCP connections of a real server that is removed go on. For user space: packets see it in the real server's entry.
     pub const KEEP_REMOVED: u32 = 1 << 7;
+    /// A reply of a real server behind `nat` is rewritten without a connection too, where it can be nobody else's.
+    pub const STATELESS_REPLIES: u32 = 1 << 8;
 }
 
 /// Value of `virtual_servers`, and at [`VirtualServerEntry::index`] of `services`, which the packet path reads.

@@ -7,7 +7,7 @@ use lb_common::connection::{AGE_MAX, Bucket, Meta, SLOTS, State, Tuple};
 use lb_common::hash;
 use lb_common::net::{Address, Port};
 
-pub use crate::place::{Lookup, NO_SLOT, Place, entry, timeout};
+pub use crate::place::{LOCKED_SLOT, Lookup, NO_SLOT, Place, entry, timeout};
 use crate::{clock, load, maps, word};
 
 /// A connection or template that wants a slot.
@@ -48,19 +48,25 @@ pub fn find(key: u64, template: bool) -> Lookup {
     }
 }
 
-/// The number of the place that [`find`] would find for a connection; [`NO_SLOT`] where there is none.
+/// The number of the place that [`find`] would find for a connection; [`NO_SLOT`] where there is none, and [`LOCKED_SLOT`] where
+/// one is being rewritten.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn find_number(key: u64) -> u32 {
     let (one, two) = candidates(key);
+    let mut missed = NO_SLOT;
     for bucket in [one, two] {
         let Some(slots) = maps::CONNECTIONS.get_ptr_mut(bucket) else { return NO_SLOT };
-        if let Lookup::Found(place, _) = search(slots, key, false) {
-            let offset = (place.0 as u64).wrapping_sub(slots as u64) >> 4;
-            return bucket * SLOTS as u32 + (offset as u32 & 7);
+        match search(slots, key, false) {
+            Lookup::Found(place, _) => {
+                let offset = (place.0 as u64).wrapping_sub(slots as u64) >> 4;
+                return bucket * SLOTS as u32 + (offset as u32 & 7);
+            }
+            Lookup::Locked => missed = LOCKED_SLOT,
+            Lookup::Missing => {}
         }
     }
-    NO_SLOT
+    missed
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@
 use aya_ebpf::bindings::BPF_ANY;
 use lb_common::connection::{Meta, State};
 
-pub use crate::place::{Lookup, NO_SLOT, Place, entry, timeout};
+pub use crate::place::{LOCKED_SLOT, Lookup, NO_SLOT, Place, entry, timeout};
 use crate::{load, maps, word};
 
 /// Entries have no numbers.

@@ -25,6 +25,7 @@ pub fn enter(ctx: &XdpContext) -> Verdict {
 /// Decides what becomes of the packet, and prepares it for that.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
+    // No closures, which are functions that LLVM may leave as they are.
     match parse::version(ctx) {
         Some(Version::Ipv4) => match ipv4(ctx) {
             Some(packet) => pipeline::serve(ctx, &packet),

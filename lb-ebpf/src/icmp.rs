@@ -8,6 +8,7 @@
 use aya_ebpf::programs::XdpContext;
 use lb_common::STAGE_ICMP;
 use lb_common::checksum::Delta;
+use lb_common::connection::State;
 use lb_common::drop_reason::DropReason;
 use lb_common::net::{Address, Port, Protocol};
 use lb_common::real::real_flag;
@@ -127,7 +128,8 @@ fn follow(ctx: &XdpContext, error: &Error) -> Result<Verdict, Stop> {
         return to_real_server(ctx, error, hit);
     }
     if maps::NAT_REPLIES.load() != 0
-        && let Some(first) = service::find_source(&error.answer, lookups)
+        && let Some(first) =
+            service::find_real(&error.answer.source, error.answer.source_port, error.answer.protocol, lookups)
     {
         return to_client(ctx, error, first, lookups);
     }
@@ -186,10 +188,22 @@ fn to_real_server(ctx: &XdpContext, error: &Error, hit: Hit) -> Result<Verdict, 
 #[inline(always)]
 fn to_client(ctx: &XdpContext, error: &Error, first: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
     let packet = &error.answer;
-    let Some(answered) = replies::find(packet, first) else { return Ok(Verdict::PASS) };
+    let answered = match replies::find(packet, first) {
+        Ok(Some(answered)) => answered,
+        Ok(None) => return Ok(Verdict::PASS),
+        Err(_) => return Err(DropReason::TableFull.into()),
+    };
+    // About what the client, or this host itself, has sent straight to the real server.
+    if answered.meta.state() == State::UDP_DIRECT || replies::is_for_us(packet) {
+        return Ok(Verdict::PASS);
+    }
     validate(ctx, error)?;
-    let routes = service::routes(lookups);
-    let egress = match replies::way_back(ctx.ctx, packet, &answered, routes) {
+    let (routes, service) = (service::routes(lookups), answered.service.index);
+    let way = match replies::known_way_back(answered.meta, routes) {
+        Some(hop) => replies::fitting(packet, service, replies::egress_of(hop), answered.meta.client_hop()),
+        None => replies::way_back(ctx.ctx, packet, &answered, routes),
+    };
+    let egress = match way {
         Ok((egress, _)) => egress,
         Err(stop) => return Err(stop.in_silence()),
     };

@@ -16,12 +16,17 @@ use lb_common::interface::InterfaceEntry;
 use lb_common::net::Address;
 use lb_common::real::{ClientHop, CountChunk, LoadChunk, RealServerEntry};
 use lb_common::service::{IndexBucket, Lookups, RingChunk, ServiceKey, VirtualServerEntry};
-use lb_common::{CLIENT_HOPS_LENGTH, INTERFACES_LENGTH, REAL_PLACES_MAX, STAGES_LENGTH, VIRTUAL_SERVERS_MAX};
+use lb_common::{
+    CLIENT_HOPS_LENGTH, INTERFACES_LENGTH, OWN_ADDRESSES_MAX, REAL_PLACES_MAX, STAGES_LENGTH, VIRTUAL_SERVERS_MAX,
+};
 
 use crate::forward::Egress;
 
 /// `BPF_F_MMAPABLE`: page-aligned values, so that a power-of-two entry does not straddle cache lines.
 const MMAPABLE: usize = 1 << 10;
+
+/// `BPF_F_NO_PREALLOC`: memory for what is in the map, not for what may be.
+const NO_PREALLOC: usize = 1;
 
 /// Layout version of all maps, in element 0.
 #[btf_map(name = "abi_version")]
@@ -84,6 +89,10 @@ pub static TUPLES: Array<TupleBucket, 1, MMAPABLE> = Array::new();
 /// Ways back to clients.
 #[btf_map(name = "client_hops")]
 pub static CLIENT_HOPS: Array<ClientHop, { CLIENT_HOPS_LENGTH as usize }, MMAPABLE> = Array::new();
+
+/// This host's own addresses, to which no reply is rewritten.
+#[btf_map(name = "own_addresses")]
+pub static OWN_ADDRESSES: HashMap<Address, u32, { OWN_ADDRESSES_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Counters by the index of a virtual server.
 #[btf_map(name = "vs_counters")]

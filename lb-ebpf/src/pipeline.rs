@@ -31,6 +31,7 @@ use crate::{clock, encap, exceptional, maps, schedule, template, word};
 /// Everything below is compiled twice, once for each IP version: what the other has need not be asked then.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
+    // No closures, which are functions that LLVM may leave as they are.
     match parse::version(ctx) {
         Some(Version::Ipv4) => match parse::ipv4(ctx) {
             Some(packet) => serve(ctx, &packet),
@@ -51,10 +52,13 @@ pub fn serve(ctx: &XdpContext, packet: &Packet) -> Result<Verdict, Stop> {
     if let Some(hit) = service::find(packet, lookups) {
         return request(ctx, packet, hit, lookups);
     }
-    if maps::NAT_REPLIES.load() != 0
-        && let Some(first) = service::find_source(packet, lookups)
-    {
-        return reply(ctx, packet, first, lookups);
+    if maps::NAT_REPLIES.load() != 0 {
+        if let Some(first) = service::find_real(&packet.source, packet.source_port, packet.protocol, lookups)
+            && let Some(verdict) = reply(ctx, packet, first, lookups)?
+        {
+            return Ok(verdict);
+        }
+        replies::note_direct(packet, lookups);
     }
     Ok(Verdict::PASS)
 }
@@ -347,32 +351,25 @@ pub fn ethertype(packet: &Packet) -> u16 {
     if packet.is_ipv4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 }
 }
 
-/// A packet of a real server to a client, on its way back through the director.
+/// A packet of a real server to a client, on its way back through the director; `None` where it is none of ours after all.
 #[inline(always)]
-fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
-    let Some(answered) = replies::find(packet, first) else { return Ok(Verdict::PASS) };
-    parse::validate(ctx, packet, answered.service.index)?;
-    let flags = parse::tcp_flags(ctx, packet)?;
-    let replies::Answered { index, real, service, place, meta } = answered;
-    if tcp::is_accepting(flags) && State::is_closing(meta.state()) {
-        // Our connection has ended, so this answers one that the client has opened to the real server itself, with a port
-        // that it used before: leave it and what follows alone.
-        place.free(meta);
-        return Ok(Verdict::PASS);
-    }
-    let routes = service::routes(lookups);
-    let (egress, hop) = replies::way_back(ctx.ctx, packet, &answered, routes)?;
-    let next = match packet.protocol {
-        Protocol::Tcp => tcp::after(meta.state(), flags, Sender::Server),
-        Protocol::Udp => meta.state(),
+fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Result<Option<Verdict>, Stop> {
+    // What is sent again finds the slot written.
+    let (index, real, service, egress) = match replies::find(packet, first).map_err(|_| DropReason::TableFull)? {
+        Some(answered) => {
+            let replies::Answered { index, real, service, meta, .. } = answered;
+            if meta.state() == State::UDP_DIRECT {
+                return Ok(None);
+            }
+            let Some(egress) = follow(ctx, packet, answered, lookups)? else { return Ok(None) };
+            (index, real, service, egress)
+        }
+        None => {
+            let Some((real, service)) = replies::stateless(packet, first) else { return Ok(None) };
+            parse::validate(ctx, packet, service.index)?;
+            (first.index, real, service, replies::looked_up(ctx.ctx, packet, service.index)?)
+        }
     };
-    if hop != meta.client_hop() {
-        place.reroute(meta, next, hop);
-    } else if next == meta.state() {
-        place.touch(meta);
-    } else {
-        place.advance(meta, next);
-    }
     let to = Translation {
         end: End::Source,
         address: service.key.vip,
@@ -387,7 +384,48 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
         counters.packets_out += 1;
         counters.bytes_out += length;
     });
-    Ok(verdict)
+    Ok(Some(verdict))
+}
+
+/// Notes the reply in its connection; the way back to the client, or `None` where the packet is none of ours after all.
+#[inline(always)]
+fn follow(
+    ctx: &XdpContext,
+    packet: &Packet,
+    answered: replies::Answered,
+    lookups: &Lookups,
+) -> Result<Option<Egress>, Stop> {
+    let replies::Answered { service, place, meta, .. } = answered;
+    let routes = service::routes(lookups);
+    let known = replies::known_way_back(meta, routes);
+    // Each way back is looked up anew after a change of addresses, so this is not asked for each packet.
+    if known.is_none() && replies::is_for_us(packet) {
+        return Ok(None);
+    }
+    parse::validate(ctx, packet, service.index)?;
+    let flags = parse::tcp_flags(ctx, packet)?;
+    if tcp::is_accepting(flags) && State::is_closing(meta.state()) {
+        // Our connection has ended, so this answers one that the client has opened to the real server itself, with a port
+        // that it used before: leave it and what follows alone.
+        place.free(meta);
+        return Ok(None);
+    }
+    let (egress, hop) = match known {
+        Some(hop) => replies::fitting(packet, service.index, replies::egress_of(hop), meta.client_hop())?,
+        None => replies::way_back(ctx.ctx, packet, &answered, routes)?,
+    };
+    let next = match packet.protocol {
+        Protocol::Tcp => tcp::after(meta.state(), flags, Sender::Server),
+        Protocol::Udp => meta.state(),
+    };
+    if hop != meta.client_hop() {
+        place.reroute(meta, next, hop);
+    } else if next == meta.state() {
+        place.touch(meta);
+    } else {
+        place.advance(meta, next);
+    }
+    Ok(Some(egress))
 }
 
 /// One line a packet that goes to a real server.

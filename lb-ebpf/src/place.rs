@@ -9,6 +9,9 @@ use crate::{clock, load, maps, word};
 /// No place.
 pub const NO_SLOT: u32 = u32::MAX;
 
+/// A place that is being rewritten: which connection it will hold is not known.
+pub const LOCKED_SLOT: u32 = u32::MAX - 1;
+
 /// Answers of `enter_connection`.
 pub mod entry {
     /// The connection has a slot.

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::xdp_md;
 use lb_common::connection::{Meta, State};
 use lb_common::drop_reason::DropReason;
 use lb_common::hash;
-use lb_common::net::{Address, MacAddress, Port};
+use lb_common::net::{Address, MacAddress, Port, Protocol};
 use lb_common::real::{ClientHop, RealServerEntry, hop_state};
 use lb_common::service::{NONE, VirtualServerEntry, service_flag};
 use lb_common::{CLIENT_HOPS_LENGTH, connection};
@@ -27,29 +27,76 @@ pub struct Answered {
     pub meta: Meta,
 }
 
+/// The slot of the connection is being rewritten, so that nobody knows which it will hold.
+#[derive(Clone, Copy)]
+pub struct Locked;
+
 /// The connection that a packet from the address and port of real server `first` answers.
 #[inline(always)]
-pub fn find(packet: &Packet, first: Hit) -> Option<Answered> {
-    let real = maps::REAL_SERVERS.get(first.index)?;
-    let service = service::by_index(real.virtual_server)?;
+pub fn find(packet: &Packet, first: Hit) -> Result<Option<Answered>, Locked> {
+    let Some(real) = maps::REAL_SERVERS.get(first.index) else { return Ok(None) };
+    let Some(service) = service::by_index(real.virtual_server) else { return Ok(None) };
     let (client, client_port) = (packet.destination.halves(), packet.destination_port);
-    if let Lookup::Found(place, meta) =
-        conntrack::find(key(service, first.flags, client, client_port, packet.source_port), false)
-        && is_live(meta, first.index, real)
-        && (real.next_same == NONE || !State::is_closing(meta.state()))
-    {
-        return Some(Answered { index: first.index, real, service, place, meta });
+    match conntrack::find(key(service, first.flags, client, client_port, packet.source_port), false) {
+        Lookup::Found(place, meta)
+            if is_live(meta, first.index, real) && (real.next_same == NONE || !State::is_closing(meta.state())) =>
+        {
+            return Ok(Some(Answered { index: first.index, real, service, place, meta }));
+        }
+        Lookup::Locked if real.next_same == NONE => return Err(Locked),
+        _ => {}
     }
     if real.next_same == NONE {
-        return None;
+        return Ok(None);
     }
     let [a, b] = client;
     let other = Other(find_other(first.index, NONE, a, b, ports(client_port, packet.source_port)));
-    let index = other.real()?;
-    let real = maps::REAL_SERVERS.get(index)?;
-    let service = service::by_index(real.virtual_server)?;
-    let (place, meta) = conntrack::numbered(other.place())?;
-    is_live(meta, index, real).then_some(Answered { index, real, service, place, meta })
+    if other.is_locked() {
+        return Err(Locked);
+    }
+    Ok(other.answered())
+}
+
+/// Where a reply without a connection is rewritten all the same: the real server and its virtual server, if these replies are
+/// to be, no other virtual server has the real server, and the packet is not for this host.
+#[inline(always)]
+pub fn stateless(packet: &Packet, first: Hit) -> Option<(&'static RealServerEntry, &'static VirtualServerEntry)> {
+    if first.flags & service_flag::STATELESS_REPLIES == 0 {
+        return None;
+    }
+    let real = maps::REAL_SERVERS.get(first.index)?;
+    if real.generation == 0 || real.next_same != NONE || is_for_us(packet) {
+        return None;
+    }
+    Some((real, service::by_index(real.virtual_server)?))
+}
+
+/// Whether the packet's destination is this host.
+#[inline(always)]
+pub fn is_for_us(packet: &Packet) -> bool {
+    let [a, b] = packet.destination.halves();
+    service::is_own(a, b) != 0
+}
+
+/// Where a packet of no virtual server is a datagram to a real server behind `nat`, notes in the connection of the client's
+/// port that it has gone there directly: what comes back now is left alone, until the client addresses the VIP again.
+///
+/// TCP needs none of that: a client's SYN+ACK tells.
+#[inline(always)]
+pub fn note_direct(packet: &Packet, lookups: &lb_common::service::Lookups) {
+    if packet.protocol != Protocol::Udp {
+        return;
+    }
+    let real = service::find_real(&packet.destination, packet.destination_port, packet.protocol, lookups);
+    let Some(first) = real else { return };
+    let [a, b] = packet.source.halves();
+    let other = Other(find_other(first.index, NONE, a, b, ports(packet.source_port, packet.destination_port)));
+    let Some(Answered { place, meta, .. }) = other.answered() else { return };
+    if meta.state() == State::UDP_DIRECT {
+        place.touch(meta);
+    } else {
+        place.advance(meta, State::UDP_DIRECT);
+    }
 }
 
 /// Whether the client has a connection in use, from the packet's port, with the same real server by another virtual server.
@@ -61,25 +108,34 @@ pub fn is_taken(packet: &Packet, index: u32, real: &RealServerEntry, lookups: &l
     }
     let [a, b] = packet.source.halves();
     let other = find_other(head.index, index, a, b, ports(packet.source_port, packet.destination_port));
-    other != 0 && !Other(other).is_closing()
+    other != 0 && !Other(other).is_closing() && !Other(other).is_locked()
 }
 
-/// What [`find_other`] returns: the place in bits 0..32, the real server and one in 32..63, bit 63 for a closing connection.
+/// What [`find_other`] returns: the place in bits 0..32, the real server and one in 32..62, bit 62 where a slot is being
+/// rewritten instead, bit 63 for a closing connection.
 #[derive(Clone, Copy)]
 struct Other(u64);
 
 impl Other {
     const CLOSING: u64 = 1 << 63;
+    const LOCKED: u64 = 1 << 62;
 
     #[inline(always)]
-    fn real(self) -> Option<u32> {
+    fn answered(self) -> Option<Answered> {
         let number = (self.0 & !Self::CLOSING) >> 32;
-        (number != 0).then(|| number as u32 - 1)
+        if number == 0 {
+            return None;
+        }
+        let index = number as u32 - 1;
+        let real = maps::REAL_SERVERS.get(index)?;
+        let service = service::by_index(real.virtual_server)?;
+        let (place, meta) = conntrack::numbered(self.0 as u32)?;
+        is_live(meta, index, real).then_some(Answered { index, real, service, place, meta })
     }
 
     #[inline(always)]
-    fn place(self) -> u32 {
-        self.0 as u32
+    fn is_locked(self) -> bool {
+        self.0 == Self::LOCKED
     }
 
     #[inline(always)]
@@ -92,39 +148,43 @@ impl Other {
 const CHAIN_MAX: u32 = 64;
 
 /// The connection of a client with one of the real servers that share address and port, beginning with `first` and without
-/// `skip`: one that is in use rather than one that closes. Zero: none.
+/// `skip`: one that is in use rather than one that closes, and that rather than one of whose slot nothing is known. Zero: none.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn find_other(first: u32, skip: u32, client_a: u64, client_b: u64, ports: u64) -> u64 {
     let mut index = first;
-    let mut closing = 0;
+    let (mut closing, mut locked) = (0, 0);
     for _ in 0..CHAIN_MAX {
         let Some(real) = maps::REAL_SERVERS.get(index) else { break };
         if index != skip
-            && let Some((place, meta)) = connection_with(real, [client_a, client_b], ports)
-            && is_live(meta, index, real)
+            && let Some(number) = connection_with(real, [client_a, client_b], ports)
         {
-            let found = u64::from(place) | (u64::from(index) + 1) << 32;
-            if !State::is_closing(meta.state()) {
-                return found;
-            }
-            if closing == 0 {
-                closing = found | Other::CLOSING;
+            if number == conntrack::LOCKED_SLOT {
+                locked = Other::LOCKED;
+            } else if let Some((_, meta)) = conntrack::numbered(number)
+                && is_live(meta, index, real)
+            {
+                let found = u64::from(number) | (u64::from(index) + 1) << 32;
+                if !State::is_closing(meta.state()) {
+                    return found;
+                }
+                if closing == 0 {
+                    closing = found | Other::CLOSING;
+                }
             }
         }
         index = real.next_same;
     }
-    closing
+    if closing == 0 { locked } else { closing }
 }
 
+/// The number of the slot of a client's connection with a real server, [`conntrack::LOCKED_SLOT`] where it is being rewritten.
 #[inline(always)]
-fn connection_with(real: &RealServerEntry, client: [u64; 2], ports: u64) -> Option<(u32, Meta)> {
+fn connection_with(real: &RealServerEntry, client: [u64; 2], ports: u64) -> Option<u32> {
     let service = service::by_index(real.virtual_server)?;
     let key = key(service, service.flags, client, Port::new(ports as u16), Port::new((ports >> 16) as u16));
-    match conntrack::find_number(key) {
-        conntrack::NO_SLOT => None,
-        number => conntrack::numbered(number).map(|(_, meta)| (number, meta)),
-    }
+    let number = conntrack::find_number(key);
+    (number != conntrack::NO_SLOT).then_some(number)
 }
 
 #[inline(always)]
@@ -161,7 +221,13 @@ pub fn is_live(meta: Meta, index: u32, real: &RealServerEntry) -> bool {
         && connection::age(meta.last_seen(), clock::tick()) <= conntrack::timeout(meta.state())
 }
 
-/// The way back to the client, and its number in `client_hops`, which the connection's slot should have.
+/// The way back to the client, if it was looked up since routes and addresses last changed.
+#[inline(always)]
+pub fn known_way_back(meta: Meta, routes: u32) -> Option<&'static ClientHop> {
+    hop(meta.client_hop().into()).filter(|hop| hop.routes == routes)
+}
+
+/// The way back to the client by the routing table, and its number in `client_hops`, which the connection's slot should have.
 ///
 /// Where all places are taken, by clients that are reached by [`CLIENT_HOPS_LENGTH`] different ways at a time (each is
 /// mostly a router's), a connection keeps the number that it has, and the routing table is asked for each of its replies.
@@ -171,28 +237,39 @@ pub fn is_live(meta: Meta, index: u32, real: &RealServerEntry) -> bool {
 pub fn way_back(ctx: *mut xdp_md, packet: &Packet, answered: &Answered, routes: u32) -> Result<(Egress, u16), Stop> {
     let service = answered.service.index;
     let number = answered.meta.client_hop();
-    let known = hop(number.into());
-    let egress = match known {
-        Some(hop) if hop.routes == routes => return fitting(packet, service, egress_of(hop), number),
-        _ => match route::to_client(ctx, service, packet.length) {
-            answer::SUCCESS => route::found().ok_or(DropReason::NoRoute)?,
-            answer::FRAGMENTATION_NEEDED => return Err(Stop::too_big(service, route::mtu())),
-            answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => return Err(DropReason::NoRoute.into()),
-            // Local, no route, no neighbour, forwarding off: back to where the client's packets have come from.
-            _ => egress_of(known.ok_or(DropReason::NoNeighbour)?),
-        },
+    let egress = match route::to_client(ctx, service, packet.length) {
+        answer::SUCCESS => route::found().ok_or(DropReason::NoRoute)?,
+        answer::FRAGMENTATION_NEEDED => return Err(Stop::too_big(service, route::mtu())),
+        answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => return Err(DropReason::NoRoute.into()),
+        // Local, no route, no neighbour, forwarding off: back to where the client's packets have come from.
+        _ => egress_of(hop(number.into()).ok_or(DropReason::NoNeighbour)?),
     };
     let learnt = learn(&egress, routes);
     fitting(packet, service, egress, if learnt == 0 { number } else { learnt })
 }
 
+/// The way back to a client of whose packets nothing is known: by the routing table alone, for each reply.
 #[inline(always)]
-fn fitting(packet: &Packet, service: u32, egress: Egress, number: u16) -> Result<(Egress, u16), Stop> {
+pub fn looked_up(ctx: *mut xdp_md, packet: &Packet, service: u32) -> Result<Egress, Stop> {
+    match route::to_client(ctx, service, packet.length) {
+        answer::SUCCESS => Ok(route::found().ok_or(DropReason::NoRoute)?),
+        answer::FRAGMENTATION_NEEDED => Err(Stop::too_big(service, route::mtu())),
+        answer::NO_NEIGHBOUR => Err(DropReason::NoNeighbour.into()),
+        answer::FORWARDING_DISABLED => Err(DropReason::ForwardingDisabled.into()),
+        answer::NOT_PERMITTED => Err(DropReason::UnlistedInterface.into()),
+        _ => Err(DropReason::NoRoute.into()),
+    }
+}
+
+/// The way and its number, where the packet is not too long for it.
+#[inline(always)]
+pub fn fitting(packet: &Packet, service: u32, egress: Egress, number: u16) -> Result<(Egress, u16), Stop> {
     if packet.length > egress.mtu { Err(Stop::too_big(service, egress.mtu)) } else { Ok((egress, number)) }
 }
 
+/// The way that an entry of `client_hops` holds.
 #[inline(always)]
-fn egress_of(hop: &ClientHop) -> Egress {
+pub fn egress_of(hop: &ClientHop) -> Egress {
     Egress { ifindex: hop.ifindex, mtu: hop.mtu, destination: hop.destination, source: hop.source }
 }
 

@@ -72,11 +72,10 @@ pub fn by_index(index: u32) -> Option<&'static VirtualServerEntry> {
     maps::SERVICES.get(index)
 }
 
-/// The first real server behind `nat` that has the packet's source.
+/// The first real server behind `nat` that answers from this address and port.
 #[inline(always)]
-pub fn find_source(packet: &Packet, lookups: &Lookups) -> Option<Hit> {
-    let (address, protocol) = (&packet.source, packet.protocol);
-    match replying(address, packet.source_port, protocol, lookups) {
+pub fn find_real(address: &Address, port: Port, protocol: Protocol, lookups: &Lookups) -> Option<Hit> {
+    match replying(address, port, protocol, lookups) {
         Some(hit) => Some(hit),
         // SAFETY: a word of a live map element.
         None if unsafe { word::read(&raw const lookups.all_ports) } != 0 => {
@@ -84,6 +83,14 @@ pub fn find_source(packet: &Packet, lookups: &Lookups) -> Option<Hit> {
         }
         None => None,
     }
+}
+
+/// Not zero for one of this host's own addresses, of which these are the halves.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn is_own(a: u64, b: u64) -> u32 {
+    let address = Address::from_words([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]);
+    u32::from(maps::OWN_ADDRESSES.get_ptr(address).is_some())
 }
 
 /// The first real server behind `nat` with this address, port and protocol.

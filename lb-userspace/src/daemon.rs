@@ -111,6 +111,7 @@ impl Daemon {
             warn!("{warning}");
         }
         set_ways(&mut datapath, &resolution, &config.xdp.interfaces)?;
+        datapath.set_own_addresses(&resolution.addresses)?;
         for link in &links {
             datapath.set_interface(link.index, link.mac)?;
         }
@@ -210,6 +211,8 @@ impl Daemon {
             warn!("{warning}");
         }
         let mut result = set_ways(&mut self.datapath, &resolution, &self.config.xdp.interfaces);
+        // Before ways back to clients are looked up anew, which is when packets ask.
+        result = result.and(self.datapath.set_own_addresses(&resolution.addresses));
         if resolution.routes != self.resolution.routes {
             result = result.and(self.datapath.routes_changed());
         }

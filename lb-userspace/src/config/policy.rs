@@ -59,6 +59,7 @@ pub fn read(table: &Reader<'_>, vip: Option<IpAddr>, protocol: Option<Protocol>,
         persistence: persistence::read(table, vip, report),
         one_packet: table.boolean("one_packet", report).unwrap_or(DEFAULT.one_packet),
         sloppy_tcp: table.boolean("sloppy_tcp", report).unwrap_or(DEFAULT.sloppy_tcp),
+        stateless_replies: table.boolean("stateless_replies", report).unwrap_or(DEFAULT.stateless_replies),
         slow_start: table.duration("slow_start", SLOW_START_HELP, report).unwrap_or(DEFAULT.slow_start),
         no_real_server: table.word("no_real_server", &REFUSALS, report).unwrap_or(DEFAULT.no_real_server),
         unknown_connection: table.word("unknown_connection", &REFUSALS, report).unwrap_or(DEFAULT.unknown_connection),
@@ -84,6 +85,14 @@ pub fn report_one_packet_nat(table: &Reader<'_>, line: usize, report: &mut Repor
     let help =
         "no connection is remembered that a reply could find its client by; write forwarding = \"dr\" or \"tun\"";
     Contradiction { key: "one_packet", must: "false", with, help }.report(table, report);
+}
+
+/// Reports `stateless_replies` for a virtual server of which no server is reached by `nat`.
+pub fn report_stateless_without_nat(table: &Reader<'_>, report: &mut Report<'_>) {
+    let help = "with \"dr\" and \"tun\" real servers answer clients from the VIP themselves; remove it".to_owned();
+    let span = table.place("stateless_replies").unwrap_or_else(|| table.span.clone());
+    let message = format!("{} is true, must be false without a real server by nat", table.path("stateless_replies"));
+    report.error(&span, message, Some(help));
 }
 
 /// Real servers that `fo` and `ovf` compare.

@@ -120,6 +120,7 @@ pub static VIRTUAL_SERVER: Table = Table {
         Key { name: "persistence_granularity", kind: Kind::Text, presence: Presence::Optional },
         Key { name: "one_packet", kind: Kind::Boolean, presence: Presence::Default("false") },
         Key { name: "sloppy_tcp", kind: Kind::Boolean, presence: Presence::Default("false") },
+        Key { name: "stateless_replies", kind: Kind::Boolean, presence: Presence::Default("false") },
         Key { name: "slow_start", kind: SLOW_START, presence: Presence::Default(r#""0s""#) },
         Key { name: "no_real_server", kind: Kind::Text, presence: Presence::Default(r#""reject""#) },
         Key { name: "unknown_connection", kind: Kind::Text, presence: Presence::Default(r#""reject""#) },

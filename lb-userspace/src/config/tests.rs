@@ -133,6 +133,7 @@ forwarding = "dr"
 persistence_timeout = "5m"
 persistence_granularity = "255.255.255.0"
 sloppy_tcp = true
+stateless_replies = true
 slow_start = "30s"
 no_real_server = "drop"
 unknown_connection = "drop"
@@ -149,16 +150,16 @@ real_server = [
     assert_eq!(config.xdp.reject_rate, 0);
     let [server] = config.virtual_servers.as_slice() else { panic!("{config:?}") };
     let policy = Policy {
-        scheduler: Scheduler::Mh,
         hash_port: true,
         hash_fallback: true,
         persistence: Some(Persistence { timeout: Duration::from_secs(300), prefix_length: 24 }),
-        one_packet: false,
         sloppy_tcp: true,
+        stateless_replies: true,
         slow_start: Duration::from_secs(30),
         no_real_server: Refusal::Drop,
         unknown_connection: Refusal::Drop,
         removed_real_server: Removal::Expire,
+        ..Policy::new(Scheduler::Mh)
     };
     assert_eq!(server.policy, policy);
     let thresholds: Vec<_> = server.real_servers.iter().map(|real| real.thresholds).collect();
@@ -203,6 +204,7 @@ fn a_default_contradicts_nothing() {
 hash_fallback = false
 one_packet = false
 sloppy_tcp = false
+stateless_replies = false
 unknown_connection = "reject"
 protocol = "#;
     for protocol in ["tcp", "udp"] {

@@ -75,8 +75,10 @@ fn read(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> O
         first_nat: None,
     };
     let Servers { real: real_servers, sorry: sorry_server } = real_server::read_all(table, &mut parent, report);
-    if let Some(line) = parent.first_nat.filter(|_| policy.one_packet) {
-        policy::report_one_packet_nat(table, line, report);
+    match parent.first_nat {
+        Some(line) if policy.one_packet => policy::report_one_packet_nat(table, line, report),
+        None if policy.stateless_replies => policy::report_stateless_without_nat(table, report),
+        Some(_) | None => {}
     }
     policy::check_number(table, policy.scheduler, real_servers.len(), report);
     Some(VirtualServer { name, service: service?, policy, real_servers, sorry_server })

@@ -62,6 +62,8 @@ pub struct Policy {
     pub one_packet: bool,
     /// Whether a TCP segment of an unknown connection is scheduled.
     pub sloppy_tcp: bool,
+    /// Whether replies of its real servers behind `nat` are rewritten without a connection too.
+    pub stateless_replies: bool,
     /// What a new connection is told that finds no real server.
     pub no_real_server: Refusal,
     /// What a TCP segment of an unknown connection is told.
@@ -116,6 +118,7 @@ impl Policy {
             persistence,
             one_packet,
             sloppy_tcp,
+            stateless_replies,
             slow_start: _,
             no_real_server,
             unknown_connection,
@@ -132,6 +135,7 @@ impl Policy {
             persistence,
             one_packet,
             sloppy_tcp,
+            stateless_replies,
             no_real_server,
             unknown_connection,
             removed_real_server,

@@ -36,6 +36,8 @@ pub struct Policy {
     pub one_packet: bool,
     /// Whether a TCP segment of an unknown connection is scheduled.
     pub sloppy_tcp: bool,
+    /// Whether replies of its real servers behind `nat` are rewritten without a connection too.
+    pub stateless_replies: bool,
     /// How long a real server that is new or has come back takes to reach its full weight; zero: at once.
     pub slow_start: Duration,
     /// What a new connection is told that finds no real server.
@@ -56,6 +58,7 @@ impl Policy {
             persistence: None,
             one_packet: false,
             sloppy_tcp: false,
+            stateless_replies: false,
             slow_start: Duration::ZERO,
             no_real_server: Refusal::Reject,
             unknown_connection: Refusal::Reject,

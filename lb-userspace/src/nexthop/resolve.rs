@@ -1,6 +1,6 @@
 //! One round of resolving: for every target the route, the interface, and the neighbour.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -98,6 +98,8 @@ pub struct Resolution {
     pub found: BTreeMap<IpAddr, Found>,
     /// The interfaces as they were.
     pub links: Vec<Link>,
+    /// This host's own addresses.
+    pub addresses: BTreeSet<IpAddr>,
     /// Another number than before when the way back to some client may have changed.
     pub routes: u32,
 }
@@ -144,15 +146,16 @@ impl Resolver {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses a dump of interfaces or neighbours.
+    /// When the kernel refuses a dump of interfaces, addresses or neighbours.
     pub async fn resolve(&self) -> Result<Resolution, rtnetlink::Error> {
         let links = link::links(&self.handle).await?;
+        let addresses = link::addresses(&self.handle).await?.into_iter().collect();
         let neighbours = neighbour::all(&self.handle).await?;
         let mut found = BTreeMap::new();
         for target in self.targets() {
             found.insert(target, self.resolve_one(target, &links, &neighbours).await);
         }
-        Ok(Resolution { found, links, routes: 0 })
+        Ok(Resolution { found, links, addresses, routes: 0 })
     }
 
     /// Next hops that no route leads by any more are left to the kernel again.

@@ -27,6 +27,8 @@ pub struct Setup {
     /// Further tables, after all others.
     pub more: String,
     pub forwarding: &'static str,
+    /// Further lines for each virtual server.
+    pub policy: String,
     /// Addresses of real servers, without port.
     pub real_servers: Vec<IpAddr>,
 }
@@ -49,6 +51,7 @@ impl Setup {
             xdp: String::new(),
             more: String::new(),
             forwarding,
+            policy: String::new(),
             real_servers: lab.real_servers().iter().flat_map(addresses).collect(),
         }
     }
@@ -62,7 +65,7 @@ impl Setup {
     }
 
     fn text(&self) -> String {
-        let Self { instance, interfaces, mode, pins, runtime, xdp, more, forwarding, real_servers } = self;
+        let Self { instance, interfaces, mode, pins, runtime, xdp, more, forwarding, policy, real_servers } = self;
         let mut text = format!(
             "[global]\ninstance = {instance:?}\nruntime_directory = {runtime:?}\nlog_level = \"debug\"\n\n\
              [xdp]\ninterfaces = {interfaces:?}\nmode = {mode:?}\npin_directory = {pins:?}\n\
@@ -75,7 +78,7 @@ impl Setup {
                 write!(
                     text,
                     "\n[[virtual_server]]\naddress = \"{service}\"\nprotocol = \"{protocol}\"\nscheduler = \"rr\"\n\
-                     forwarding = \"{forwarding}\"\n"
+                     forwarding = \"{forwarding}\"\n{policy}\n"
                 )
                 .expect("a string takes everything");
                 for real in real_servers.iter().filter(|real| real.is_ipv4() == vip.is_ipv4()) {

@@ -17,9 +17,9 @@ use super::replies::back;
 use super::scene::{FAMILIES, Family, METHODS, Mac, UNLISTED, answer, opening, real_server, service};
 
 /// Of the interface towards the real servers.
-const OUT_MAC: Mac = [0x02, 0, 0, 0, 0x0e, 0x01];
+pub const OUT_MAC: Mac = [0x02, 0, 0, 0, 0x0e, 0x01];
 /// What the kernel's neighbour table says of real server 1 and of the client.
-const NEIGHBOUR_MAC: Mac = [0x02, 0, 0, 0, 0x0e, 0x02];
+pub const NEIGHBOUR_MAC: Mac = [0x02, 0, 0, 0, 0x0e, 0x02];
 
 #[test]
 fn without_a_route_the_packet_is_dropped() {
@@ -235,6 +235,13 @@ fn connect_real_servers(mtu: u32) {
         "addr add 198.51.100.254/24 dev out",
         "-6 addr add 2001:db8:11:2233:4455:66:d:800d/64 dev out nodad",
     ]);
+}
+
+/// Forwarding on, and the client behind an interface of its own, known to the kernel.
+pub fn connect_clients() {
+    connect_real_servers(1500);
+    ip(&["route add 192.0.2.0/24 dev out"]);
+    FAMILIES.iter().for_each(|family| introduce(&family.client(0).ip().to_string()));
 }
 
 /// Tells the kernel of real server 1.

@@ -58,6 +58,11 @@ impl Family {
         self.address([198, 51, 100, n], 0x5e00 + u16::from(n))
     }
 
+    /// An address of the client's network that nobody has.
+    pub fn stranger(self) -> IpAddr {
+        self.address([192, 0, 2, 99], 0xbad)
+    }
+
     fn address(self, v4: [u8; 4], v6: u16) -> IpAddr {
         match self {
             Self::V4 => v4.into(),

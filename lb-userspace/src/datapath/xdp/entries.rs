@@ -76,6 +76,7 @@ pub fn flags(service: Service, policy: &Policy) -> u32 {
         (service_flag::SLOPPY_TCP, policy.sloppy_tcp),
         (service_flag::HASH_PORT, policy.hash_port),
         (service_flag::HASH_FALLBACK, policy.hash_fallback),
+        (service_flag::STATELESS_REPLIES, policy.stateless_replies),
         (service_flag::KEEP_REMOVED, policy.removed_real_server == Removal::Keep),
     ];
     flags.into_iter().filter(|(_, is_set)| *is_set).fold(0, |flags, (flag, _)| flags | flag)
@@ -99,6 +100,7 @@ pub fn policy(entry: &VirtualServerEntry) -> Option<Policy> {
         persistence,
         one_packet: has(service_flag::ONE_PACKET),
         sloppy_tcp: has(service_flag::SLOPPY_TCP),
+        stateless_replies: has(service_flag::STATELESS_REPLIES),
         no_real_server: entry.no_real_server,
         unknown_connection: entry.unknown_connection,
         removed_real_server: if has(service_flag::KEEP_REMOVED) { Removal::Keep } else { Removal::Expire },
@@ -396,10 +398,10 @@ mod tests {
         let refusal = || prop_oneof![Just(Refusal::Reject), Just(Refusal::Drop)];
         let removal = prop_oneof![Just(Removal::Keep), Just(Removal::Expire)];
         let persistence = prop::option::of((1_u16..=0xff00, 1_u8..=32));
-        let bools = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+        let bools = any::<[bool; 5]>();
         (0..Scheduler::ALL.len(), bools, persistence, refusal(), refusal(), removal).prop_map(
             |(scheduler, bools, persistence, no_real_server, unknown_connection, removed_real_server)| {
-                let (hash_port, hash_fallback, one_packet, sloppy_tcp) = bools;
+                let [hash_port, hash_fallback, one_packet, sloppy_tcp, stateless_replies] = bools;
                 Policy {
                     scheduler: Scheduler::ALL[scheduler],
                     hash_port,
@@ -407,6 +409,7 @@ mod tests {
                     persistence: persistence.map(|(ticks, prefix_length)| Persistence { ticks, prefix_length }),
                     one_packet,
                     sloppy_tcp,
+                    stateless_replies,
                     no_real_server,
                     unknown_connection,
                     removed_real_server,

@@ -109,9 +109,7 @@ impl Maps {
     ///
     /// As [`Maps::get`].
     pub fn put_virtual_server(&mut self, key: ServiceKey, entry: VirtualServerEntry) -> Result<(), DatapathError> {
-        let mut map = HashMap::<&mut MapData, _, _>::try_from(self.map_mut(VIRTUAL_SERVERS)?)
-            .map_err(failed("open", VIRTUAL_SERVERS))?;
-        map.insert(key, entry, 0).map_err(failed("write", VIRTUAL_SERVERS))
+        self.insert(VIRTUAL_SERVERS, key, entry)
     }
 
     /// Withdraws a virtual server; one that is not there is no error.
@@ -120,12 +118,30 @@ impl Maps {
     ///
     /// As [`Maps::get`].
     pub fn remove_virtual_server(&mut self, key: ServiceKey) -> Result<(), DatapathError> {
-        let mut map = HashMap::<&mut MapData, ServiceKey, VirtualServerEntry>::try_from(self.map_mut(VIRTUAL_SERVERS)?)
-            .map_err(failed("open", VIRTUAL_SERVERS))?;
-        match map.remove(&key) {
+        self.remove::<ServiceKey, VirtualServerEntry>(VIRTUAL_SERVERS, &key)
+    }
+
+    /// Sets an element of a hash map.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn insert<K: Pod, V: Pod>(&mut self, map: &'static str, key: K, value: V) -> Result<(), DatapathError> {
+        let mut found = HashMap::<&mut MapData, K, V>::try_from(self.map_mut(map)?).map_err(failed("open", map))?;
+        found.insert(key, value, 0).map_err(failed("write", map))
+    }
+
+    /// Removes an element of a hash map; one that is not there is no error.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn remove<K: Pod, V: Pod>(&mut self, map: &'static str, key: &K) -> Result<(), DatapathError> {
+        let mut found = HashMap::<&mut MapData, K, V>::try_from(self.map_mut(map)?).map_err(failed("open", map))?;
+        match found.remove(key) {
             Ok(()) => Ok(()),
             Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(failed("write", VIRTUAL_SERVERS)(source)),
+            Err(source) => Err(failed("write", map)(source)),
         }
     }
 

@@ -18,13 +18,14 @@ use super::detach::detach;
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The load balancer's maps, which are pinned: an operator may want to look at any of them.
-pub const MAPS: [&str; 22] = [
+pub const MAPS: [&str; 23] = [
     "abi_version",
     "client_hops",
     "connections",
     "drops",
     "interfaces",
     "lookups",
+    "own_addresses",
     "real_servers",
     "reject_budget",
     "reply_index",

@@ -5,7 +5,7 @@
 //! something names it. What packets may still be reading rests before it is written again: `rest.rs`.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Release;
@@ -15,7 +15,7 @@ use std::time::Instant;
 use aya::Ebpf;
 use lb_common::counters::Counters;
 use lb_common::interface::InterfaceEntry;
-use lb_common::net::MacAddress;
+use lb_common::net::{Address, MacAddress};
 use lb_common::real::{CountChunk, LANES, LoadChunk, RealServerEntry, load};
 use lb_common::service::{
     IndexEntry, Lookups, RING_CHUNK, RingChunk, Run, Scheduler, ServiceKey, VirtualServerEntry, service_flag,
@@ -42,6 +42,7 @@ pub struct XdpDatapath {
     service_index: LiveIndex<Led>,
     pub(super) reply_index: LiveIndex<Source>,
     pub(super) ways: BTreeMap<IpAddr, Way>,
+    own_addresses: BTreeSet<IpAddr>,
 }
 
 /// What an entry of `service_index` stands for.
@@ -131,7 +132,8 @@ impl XdpDatapath {
         let service_index = LiveIndex::new(maps.mapped("service_index")?);
         let reply_index = LiveIndex::new(maps.mapped("reply_index")?);
         let slots = Slots::new(views.real_servers.length(), views.rings.length());
-        let mut datapath = Self { maps, views, slots, service_index, reply_index, ways: BTreeMap::new() };
+        let (ways, own_addresses) = (BTreeMap::new(), BTreeSet::new());
+        let mut datapath = Self { maps, views, slots, service_index, reply_index, ways, own_addresses };
         datapath.routes_changed()?;
         Ok(datapath)
     }
@@ -157,6 +159,26 @@ impl XdpDatapath {
             });
         }
         self.maps.set("interfaces", index, InterfaceEntry { ifindex, mac, reserved: [0; 3] })
+    }
+
+    /// Tells the program this host's own addresses, to which no reply is rewritten. Connections heed it from the next
+    /// [`XdpDatapath::routes_changed`] on.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] from the kernel, also where there are more than [`lb_common::OWN_ADDRESSES_MAX`].
+    pub fn set_own_addresses(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), DatapathError> {
+        let gone: Vec<IpAddr> = self.own_addresses.difference(addresses).copied().collect();
+        for address in gone {
+            self.maps.remove::<Address, u32>(OWN_ADDRESSES, &address.into())?;
+            self.own_addresses.remove(&address);
+        }
+        let new: Vec<IpAddr> = addresses.difference(&self.own_addresses).copied().collect();
+        for address in new {
+            self.maps.insert(OWN_ADDRESSES, Address::from(address), 1_u32)?;
+            self.own_addresses.insert(address);
+        }
+        Ok(())
     }
 
     /// Tells the program that routes or neighbours have changed, so that it looks up the ways back to clients again.
@@ -338,6 +360,8 @@ impl XdpDatapath {
         entered.map_err(|source| DatapathError::Index { map: "reply_index", service, source })
     }
 }
+
+const OWN_ADDRESSES: &str = "own_addresses";
 
 /// The words of [`Lookups`] that tell the valid copies.
 const SERVICES: usize = std::mem::offset_of!(Lookups, services) / 8;

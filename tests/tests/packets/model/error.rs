@@ -6,6 +6,7 @@ use lb_common::service::ForwardingMethod;
 use super::super::oracle::Change;
 use super::super::quotation::{self, Quotation};
 use super::super::scene::{INGRESS, OUR_MAC};
+use super::state::State;
 use super::table::Kind;
 use super::{Model, Outcome, Packet, Way};
 
@@ -51,7 +52,11 @@ impl Model {
     }
 
     fn error_to_client(&self, packet: &Packet, quotation: &Quotation) -> Outcome {
-        let Some((real, place, _)) = self.answered(packet) else { return Outcome::Passed };
+        let Some((real, place, entry)) = self.answered(packet) else { return Outcome::Passed };
+        // About what the client, or this host itself, has sent straight to the real server.
+        if entry.state == State::UdpDirect || self.own.contains(&packet.reading.destination.ip()) {
+            return Outcome::Passed;
+        }
         if let Some(reason) = quotation.fault {
             return Outcome::Dropped(reason);
         }

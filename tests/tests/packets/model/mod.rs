@@ -13,7 +13,7 @@ pub mod table;
 mod tests;
 pub mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::counters::Counters;
@@ -56,6 +56,8 @@ pub struct Model {
     pub virtual_counters: BTreeMap<u16, Counters>,
     pub real_counters: BTreeMap<u16, Counters>,
     pub settings: Settings,
+    /// This host's own addresses.
+    pub own: BTreeSet<IpAddr>,
     /// Active and inactive connections in the table of places that no real server has now.
     pub vacated: BTreeMap<u16, (u32, u32)>,
     /// Answers to refused packets in the tick of the last of them.
@@ -119,6 +121,7 @@ impl Model {
             virtual_counters: BTreeMap::new(),
             real_counters: BTreeMap::new(),
             settings,
+            own: BTreeSet::new(),
             vacated: BTreeMap::new(),
             rejects: (0, 0),
             stations: BTreeMap::new(),

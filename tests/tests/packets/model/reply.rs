@@ -3,19 +3,27 @@
 use std::net::SocketAddr;
 
 use lb_common::drop_reason::DropReason;
+use lb_common::net::Protocol;
 use lb_common::service::ForwardingMethod;
 
 use super::super::frame::{ACK, SYN};
 use super::super::oracle::Change;
 use super::super::scene::{INGRESS, OUR_MAC};
-use super::state::Side;
+use super::state::{Side, State};
 use super::table::{Entry, Kind, Place};
 use super::world::RealServer;
 use super::{Model, Outcome, Packet, Way, is_of};
 
 impl Model {
     pub(super) fn reply(&mut self, packet: Packet, fault: Option<DropReason>) -> Outcome {
-        let Some((real, place, entry)) = self.answered(&packet) else { return Outcome::Passed };
+        let Some((real, place, entry)) = self.answered(&packet) else {
+            let reals = self.sharing(packet.reading.source, &packet);
+            return self.stray(&packet, &reals, fault);
+        };
+        // The client's last datagram went to the real server itself, or this host asked it something.
+        if entry.state == State::UdpDirect || self.own.contains(&packet.reading.destination.ip()) {
+            return Outcome::Passed;
+        }
         let vip = self.vip_of(&real, packet.reading.source.port());
         if let Some(reason) = fault {
             return self.stopped(&packet, vip.ip(), reason.into());
@@ -54,6 +62,32 @@ impl Model {
             vip.set_port(port);
         }
         vip
+    }
+
+    /// A packet of no connection, which comes from one of `reals` or from nobody that is known here.
+    fn stray(&mut self, packet: &Packet, reals: &[RealServer], fault: Option<DropReason>) -> Outcome {
+        if let [real] = reals
+            && self.services.iter().any(|server| server.index == real.virtual_server && server.stateless_replies)
+            && !self.own.contains(&packet.reading.destination.ip())
+        {
+            // No way back was learnt, and the test's namespace forwards nothing.
+            let vip = self.vip_of(real, packet.reading.source.port()).ip();
+            return self.stopped(packet, vip, fault.unwrap_or(DropReason::ForwardingDisabled).into());
+        }
+        if u32::from(packet.reading.protocol) == Protocol::Udp as u32 {
+            self.note_direct(packet);
+        }
+        Outcome::Passed
+    }
+
+    /// A client's datagram to a real server's own address: what comes back is not its virtual server's.
+    fn note_direct(&mut self, packet: &Packet) {
+        let (client, to) = (packet.reading.source, packet.reading.destination);
+        for real in self.sharing(to, packet) {
+            if let Some((_, place, entry)) = self.connection_with(&real, to.port(), client, packet.now) {
+                self.table.set(place, Some(Entry { state: State::UdpDirect, last_seen: packet.now, ..entry }));
+            }
+        }
     }
 
     /// The real servers reached by `nat` at this address and port, each of another virtual server, in the order of their chain.

@@ -192,7 +192,10 @@ impl Model {
     /// A connection that is established makes its template last.
     fn promote_template(&mut self, packet: &Packet, server: usize, before: State, place: Place) {
         let after = self.table.at(place).expect("just followed").state;
-        let is_promoted = matches!((before, after), (State::Opening, State::Settling) | (State::UdpNew, State::Udp));
+        let is_promoted = matches!(
+            (before, after),
+            (State::Opening, State::Settling) | (State::UdpNew | State::UdpDirect, State::Udp)
+        );
         let Some(persistence) = self.services[server].persistence.filter(|_| is_promoted) else { return };
         let network = self.services[server].network(packet.reading.source.ip(), persistence);
         let key = self.services[server].template_key(network, &self.settings.secret);

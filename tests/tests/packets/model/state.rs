@@ -18,6 +18,7 @@ pub enum State {
     Established,
     Udp,
     Template,
+    UdpDirect,
 }
 
 /// Who sent a packet.
@@ -35,7 +36,7 @@ pub enum Count {
 }
 
 impl State {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Opening,
         Self::UdpNew,
         Self::TemplateNew,
@@ -47,6 +48,7 @@ impl State {
         Self::Established,
         Self::Udp,
         Self::Template,
+        Self::UdpDirect,
     ];
 
     /// Its number in the table.
@@ -63,6 +65,7 @@ impl State {
             Self::Established => Number::ESTABLISHED,
             Self::Udp => Number::UDP,
             Self::Template => Number::TEMPLATE,
+            Self::UdpDirect => Number::UDP_DIRECT,
         }
     }
 
@@ -77,7 +80,7 @@ impl State {
             Self::Opening | Self::UdpNew | Self::TemplateNew => 2,
             Self::ClientFin | Self::ServerFin | Self::BothFin | Self::Closed => 3,
             Self::Settling => 4,
-            Self::Established | Self::Udp | Self::Template => 5,
+            Self::Established | Self::Udp | Self::Template | Self::UdpDirect => 5,
         }
     }
 
@@ -101,15 +104,16 @@ impl State {
             | Self::ServerFin
             | Self::BothFin
             | Self::Closed
-            | Self::Udp => Some(Count::Inactive),
+            | Self::Udp
+            | Self::UdpDirect => Some(Count::Inactive),
         }
     }
 
     /// The state after a TCP segment with `flags`, or a UDP datagram, of `side`.
     pub fn after(self, side: Side, flags: u8) -> Self {
         match self {
-            Self::UdpNew if side == Side::Client => Self::Udp,
-            Self::UdpNew | Self::Udp | Self::TemplateNew | Self::Template | Self::Closed => self,
+            Self::UdpNew | Self::UdpDirect if side == Side::Client => Self::Udp,
+            Self::UdpNew | Self::UdpDirect | Self::Udp | Self::TemplateNew | Self::Template | Self::Closed => self,
             _ if flags & RST != 0 => Self::Closed,
             _ if flags & FIN != 0 => self.after_fin(side),
             Self::Opening if side == Side::Client && flags & (SYN | ACK) == ACK => Self::Settling,

@@ -26,6 +26,7 @@ pub fn virtual_server(scheduler: Scheduler) -> VirtualServer {
         hash_fallback: false,
         one_packet: false,
         sloppy_tcp: false,
+        stateless_replies: false,
         persistence: None,
         no_real_server: Refusal::Reject,
         unknown_connection: Refusal::Drop,

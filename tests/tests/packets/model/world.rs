@@ -22,6 +22,7 @@ pub struct VirtualServer {
     pub hash_fallback: bool,
     pub one_packet: bool,
     pub sloppy_tcp: bool,
+    pub stateless_replies: bool,
     pub persistence: Option<Persistence>,
     pub no_real_server: Refusal,
     pub unknown_connection: Refusal,

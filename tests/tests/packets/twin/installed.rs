@@ -206,6 +206,7 @@ fn virtual_server(bench: &mut Bench, asked: &Asked, entry: &VirtualServerEntry) 
         hash_fallback: policy.hash_fallback,
         one_packet: policy.one_packet,
         sloppy_tcp: policy.sloppy_tcp,
+        stateless_replies: policy.stateless_replies,
         persistence,
         no_real_server: policy.no_real_server,
         unknown_connection: policy.unknown_connection,

@@ -1,5 +1,6 @@
 //! Virtual servers, real servers and what happens to them, drawn at random for the comparison.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -17,6 +18,15 @@ use super::super::scene::{FAMILIES, Family, NAT_PORT, OUR_MAC, PORT, real_mac};
 
 /// Real servers of each virtual server have numbers of its own, but for those of `nat`, which share some.
 const REALS: u8 = 5;
+
+/// This host's own addresses.
+const OWN_V4: [u8; 4] = [192, 0, 2, 12];
+const OWN_V6: [u16; 8] = [0x2001, 0xdb8, 0xc, 1, 0, 0, 0x77, 3];
+
+/// This host's own addresses, of which one client sends.
+pub fn own_addresses() -> BTreeSet<IpAddr> {
+    [OWN_V4.into(), OWN_V6.into()].into()
+}
 
 /// What a virtual server is to be, by numbers.
 #[derive(Clone, Debug)]
@@ -47,6 +57,7 @@ pub struct Extras {
     pub hash_fallback: bool,
     pub one_packet: bool,
     pub sloppy_tcp: bool,
+    pub stateless_replies: bool,
     /// Seconds and the bits of the mask that are left out.
     pub persistence: Option<(u64, u8)>,
     pub no_real_server: Refusal,
@@ -72,6 +83,8 @@ pub enum Event {
     Answer(Which, u8, Look),
     /// An ICMP error about a packet of a VIP or of a client, with so many bytes of its segment.
     Error(Which, u8, Look, usize),
+    /// A packet of a client to a real server's own address.
+    Direct(Which, u8, Look),
     /// So many ticks pass.
     Wait(u16),
     /// A real server gets another weight.
@@ -156,13 +169,16 @@ fn extras() -> impl Strategy<Value = Extras> {
     let rare = || prop::bool::weighted(0.2);
     let refusal = || prop_oneof![2 => Just(Refusal::Reject), 1 => Just(Refusal::Drop)];
     let persistence = option::weighted(0.3, (select(vec![5_u64, 20, 60]), select(vec![0_u8, 8, 30])));
-    (any::<bool>(), any::<bool>(), rare(), rare(), persistence, refusal(), refusal(), any::<bool>()).prop_map(
-        |(hash_port, hash_fallback, one_packet, sloppy_tcp, persistence, no_real_server, unknown_connection, keeps)| {
+    let replies = (rare(), rare());
+    (any::<bool>(), any::<bool>(), rare(), replies, persistence, refusal(), refusal(), any::<bool>()).prop_map(
+        |(hash_port, hash_fallback, one_packet, replies, persistence, no_real_server, unknown_connection, keeps)| {
+            let (sloppy_tcp, stateless_replies) = replies;
             Extras {
                 hash_port,
                 hash_fallback,
                 one_packet,
                 sloppy_tcp,
+                stateless_replies,
                 persistence,
                 no_real_server,
                 unknown_connection,
@@ -175,7 +191,7 @@ fn extras() -> impl Strategy<Value = Extras> {
 /// Most are packets; `ports` says from how many a client sends.
 pub fn events(ports: u8, length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Event>> {
     let which = move || {
-        (any::<u8>(), 0..4_u8, 0..ports, 0..3_u8).prop_map(|(server, client, port, vip_port)| Which {
+        (any::<u8>(), 0..5_u8, 0..ports, 0..3_u8).prop_map(|(server, client, port, vip_port)| Which {
             server,
             client,
             port,
@@ -190,6 +206,7 @@ pub fn events(ports: u8, length: std::ops::Range<usize>) -> impl Strategy<Value 
         12 => (which(), any::<u8>(), look(), 6..30_usize).prop_map(|(which, real, look, length)| {
             Event::Error(which, real, look, length)
         }),
+        6 => (which(), any::<u8>(), look()).prop_map(|(which, real, look)| Event::Direct(which, real, look)),
         4 => select(vec![1_u16, 2, 6, 12, 25, 50, 100]).prop_map(Event::Wait),
         2 => (any::<u8>(), 0..REALS, select(vec![0_u16, 1, 2, 10])).prop_map(|(s, r, w)| Event::Weight(s, r, w)),
         2 => (any::<u8>(), 0..REALS).prop_map(|(server, real)| Event::Toggle(server, real)),
@@ -231,13 +248,14 @@ impl Spec {
     }
 
     fn policy(&self) -> Policy {
-        let Extras { hash_port, hash_fallback, one_packet, sloppy_tcp, .. } = self.policy;
+        let Extras { hash_port, hash_fallback, one_packet, sloppy_tcp, stateless_replies, .. } = self.policy;
         let bits = if self.family == Family::V4 { 32 } else { 128 };
         Policy {
             hash_port: hash_port && matches!(self.scheduler, Scheduler::Sh | Scheduler::Mh),
             hash_fallback: hash_fallback && self.scheduler.is_hash(),
             one_packet: one_packet && self.protocol == Protocol::Udp,
             sloppy_tcp: sloppy_tcp && self.protocol == Protocol::Tcp,
+            stateless_replies,
             persistence: self.policy.persistence.map(|(seconds, left_out)| Persistence {
                 timeout: Duration::from_secs(seconds),
                 prefix_length: bits - left_out,
@@ -288,13 +306,13 @@ impl Spec {
     }
 
     pub fn client(&self, which: Which) -> SocketAddr {
-        // Two in one network, one beside it, one far off.
+        // Two in one network, one beside it, one far off, and this host, of which nobody but a liar sends from elsewhere.
         let ip: IpAddr = match self.family {
-            Family::V4 => {
-                [[192, 0, 2, 10], [192, 0, 2, 11], [192, 0, 3, 10], [10, 1, 2, 3]][usize::from(which.client)].into()
-            }
+            Family::V4 => [[192, 0, 2, 10], [192, 0, 2, 11], [192, 0, 3, 10], [10, 1, 2, 3], OWN_V4]
+                [usize::from(which.client)]
+            .into(),
             Family::V6 => {
-                let (net, host) = [(1, 1), (1, 2), (2, 1), (0xffff, 9)][usize::from(which.client)];
+                let (net, host) = [(1, 1), (1, 2), (2, 1), (0xffff, 9), (1, 3)][usize::from(which.client)];
                 Ipv6Addr::new(0x2001, 0xdb8, 0xc, net, 0, 0, 0x77, host).into()
             }
         };
@@ -343,6 +361,15 @@ impl Spec {
         let padded = quoted.clone().payload(&[look.class; 64]);
         let error = icmp::error(self.family.director(), quoted.source.ip(), kind, &icmp::quote(&padded, length));
         Frame { ttl: look.ttl, class: look.class, ..error }
+    }
+
+    /// A packet of a client to real server `real`.
+    pub fn direct(&self, n: u8, real: u8, which: Which, look: Look) -> Frame {
+        let mut to = self.real_address(n, real);
+        if to.port() == 0 {
+            to.set_port(self.vip_port(which));
+        }
+        self.dressed(Frame::new(self.client(which), to, self.transport(look)), look)
     }
 
     fn transport(&self, look: Look) -> Transport {

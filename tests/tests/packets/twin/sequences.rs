@@ -13,7 +13,7 @@ use super::super::frame::{ACK, SYN};
 use super::super::model::Model;
 use super::super::scene::{ELSEWHERE, FAMILIES, INGRESS, UNLISTED};
 use super::Twin;
-use super::scenario::{Event, Look, RealSpec, Spec, events, sharing_specs, specs};
+use super::scenario::{Event, Look, RealSpec, Spec, Which, events, own_addresses, sharing_specs, specs};
 
 /// Sequences for each size of the table; in a long test, twenty times as many.
 const CASES: u32 = 40;
@@ -37,7 +37,10 @@ fn twin(connections: u32) -> Twin {
             }
         }
     }
-    Twin::new(bench)
+    bench.datapath.set_own_addresses(&own_addresses()).expect("the map takes them");
+    let mut twin = Twin::new(bench);
+    twin.model.own = own_addresses();
+    twin
 }
 
 /// Plays a scenario, and gives the twin back.
@@ -87,14 +90,13 @@ impl Story {
             }
             Event::Answer(which, real, look) => {
                 let n = self.number(which.server);
-                let spec = &self.specs[usize::from(n)];
-                // Mostly of the one that has the connection, if there is one.
-                let answering = match real % 4 {
-                    0 => None,
-                    _ => self.twin.model.server_of(&spec.service(n), spec.client(*which), spec.vip_port(*which)),
-                };
-                let real = answering.and_then(|address| spec.which_real(n, address)).unwrap_or(real % 6);
-                self.twin.send(&spec.answer(n, real, *which, *look));
+                let real = self.real_of(n, *which, *real);
+                self.twin.send(&self.specs[usize::from(n)].answer(n, real, *which, *look));
+            }
+            Event::Direct(which, real, look) => {
+                let n = self.number(which.server);
+                let real = self.real_of(n, *which, *real);
+                self.twin.send(&self.specs[usize::from(n)].direct(n, real, *which, *look));
             }
             Event::Error(which, real, look, length) => {
                 let n = self.number(which.server);
@@ -120,6 +122,16 @@ impl Story {
                 self.install();
             }
         }
+    }
+
+    /// Mostly the real server that has the client's connection, if there is one.
+    fn real_of(&self, n: u8, which: Which, real: u8) -> u8 {
+        let spec = &self.specs[usize::from(n)];
+        let having = match real % 4 {
+            0 => None,
+            _ => self.twin.model.server_of(&spec.service(n), spec.client(which), spec.vip_port(which)),
+        };
+        having.and_then(|address| spec.which_real(n, address)).unwrap_or(real % 6)
     }
 
     fn change(&mut self, server: u8, change: impl Fn(&mut Spec)) {

@@ -144,6 +144,7 @@ const STAGES: [u16; 128] = {
         (State::OPENING, OPENING),
         (State::UDP_NEW, OPENING),
         (State::UDP, OPENING),
+        (State::UDP_DIRECT, OPENING),
         (State::SETTLING, ACTIVE),
         (State::ESTABLISHED, ACTIVE),
         (State::CLIENT_FIN, CLOSING),

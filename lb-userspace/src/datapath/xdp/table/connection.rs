@@ -65,7 +65,7 @@ pub struct Filter {
 }
 
 /// States of a connection; [`Totals`] are in this order.
-pub const STATES: [u8; 11] = [
+pub const STATES: [u8; 12] = [
     State::OPENING,
     State::SETTLING,
     State::ESTABLISHED,
@@ -75,6 +75,7 @@ pub const STATES: [u8; 11] = [
     State::CLOSED,
     State::UDP_NEW,
     State::UDP,
+    State::UDP_DIRECT,
     State::TEMPLATE_NEW,
     State::TEMPLATE,
 ];
@@ -153,7 +154,8 @@ impl<'a> Reader<'a> {
                 totals.add(meta.state());
             }
         }
-        let mut totals: Vec<Totals> = totals.into_iter().flatten().filter(|totals| totals.states != [0; 11]).collect();
+        let mut totals: Vec<Totals> =
+            totals.into_iter().flatten().filter(|totals| totals.states != [0; STATES.len()]).collect();
         totals.sort_by_key(|totals| {
             let ServiceKey { vip, port, reserved: _, protocol } = totals.service;
             (IpAddr::from(vip), port, protocol, totals.real_server)
@@ -327,6 +329,8 @@ impl Totals {
 const fn covers(wanted: u8, state: u8) -> bool {
     matches!(
         (wanted, state),
-        (State::ESTABLISHED, State::SETTLING) | (State::UDP, State::UDP_NEW) | (State::TEMPLATE, State::TEMPLATE_NEW)
+        (State::ESTABLISHED, State::SETTLING)
+            | (State::UDP, State::UDP_NEW | State::UDP_DIRECT)
+            | (State::TEMPLATE, State::TEMPLATE_NEW)
     ) || wanted == state
 }

@@ -89,8 +89,8 @@ fn servers(service: Service, method: ForwardingMethod, scheduler: Scheduler, wei
 
 fn any_policy() -> impl Strategy<Value = Policy> {
     let persistence = prop::option::of((1_u16..=0xff00, 1_u8..=32));
-    (0..Scheduler::ALL.len(), any::<[bool; 7]>(), persistence).prop_map(|(scheduler, bools, persistence)| {
-        let [hash_port, hash_fallback, one_packet, sloppy_tcp, rejects, refuses, keeps] = bools;
+    (0..Scheduler::ALL.len(), any::<[bool; 8]>(), persistence).prop_map(|(scheduler, bools, persistence)| {
+        let [hash_port, hash_fallback, one_packet, sloppy_tcp, stateless_replies, rejects, refuses, keeps] = bools;
         let refusal = |is_reject| if is_reject { Refusal::Reject } else { Refusal::Drop };
         Policy {
             scheduler: Scheduler::ALL[scheduler],
@@ -99,6 +99,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
             persistence: persistence.map(|(ticks, prefix_length)| Persistence { ticks, prefix_length }),
             one_packet,
             sloppy_tcp,
+            stateless_replies,
             no_real_server: refusal(rejects),
             unknown_connection: refusal(refuses),
             removed_real_server: if keeps { Removal::Keep } else { Removal::Expire },
