@@ -13,7 +13,9 @@ pub struct InterfaceEntry {
     /// Its Ethernet address.
     pub mac: MacAddress,
     /// Always zero.
-    pub reserved: [u16; 3],
+    pub reserved: u16,
+    /// The bond that it is a slave of: frames come in by the slave, but the routing table knows the bond only. Else zero.
+    pub part_of: u32,
 }
 
 const _: () = assert!(size_of::<InterfaceEntry>() == 16);

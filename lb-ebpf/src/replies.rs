@@ -15,7 +15,7 @@ use crate::parse::Packet;
 use crate::route::{self, answer};
 use crate::service::{self, Hit};
 use crate::verdict::Stop;
-use crate::{clock, maps, word};
+use crate::{arrival, clock, maps, word};
 
 /// A connection that a packet answers.
 #[derive(Clone, Copy)]
@@ -290,8 +290,7 @@ const MTU_UNKNOWN: u32 = 65_535;
 /// The number of the way that a client's packet has come; zero where no place is left.
 #[inline(always)]
 pub fn learn_arrival(ctx: *mut xdp_md, client_mac: MacAddress, our_mac: MacAddress) -> u16 {
-    // SAFETY: the context is valid for as long as the program runs.
-    let ifindex = unsafe { (*ctx).ingress_ifindex };
+    let ifindex = arrival::ifindex(ctx);
     learn(&Egress { ifindex, mtu: MTU_UNKNOWN, destination: client_mac, source: our_mac }, 0)
 }
 

@@ -11,7 +11,7 @@ use lb_common::service::ForwardingMethod;
 
 use crate::forward::Egress;
 use crate::packet::{self, ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, Ipv4, Ipv6};
-use crate::{maps, service};
+use crate::{arrival, maps, service};
 
 /// Answers of the functions below: `BPF_FIB_LKUP_RET_*`, and one of our own.
 pub mod answer {
@@ -90,8 +90,7 @@ fn look_up(ctx: *mut xdp_md, source: &Address, destination: &Address, length: u3
     // SAFETY: a struct of integers, of which all zero is a value.
     let mut query: FibLookup = unsafe { core::mem::zeroed() };
     let (from, to) = (source.words(), destination.words());
-    // SAFETY: the context is valid for as long as the program runs.
-    query.ifindex = unsafe { (*ctx).ingress_ifindex };
+    query.ifindex = arrival::ifindex(ctx);
     query.__bindgen_anon_1.tot_len = length as u16;
     if destination.is_ipv4() {
         query.family = AF_INET;

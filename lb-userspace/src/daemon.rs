@@ -26,7 +26,6 @@ use crate::error::chain;
 use crate::host::jiffies_per_second;
 use crate::host::journal::HostChange;
 use crate::host::link::{self, Link};
-use crate::host::offload;
 use crate::host::preflight::{Facts, Problem};
 use crate::instance::{Instance, InstanceError};
 use crate::model::VirtualServer;
@@ -35,6 +34,7 @@ use crate::reconcile::desired::Desired;
 use crate::reconcile::reconcile;
 use crate::status;
 
+mod devices;
 mod operator;
 mod signals;
 mod start_error;
@@ -98,7 +98,8 @@ impl Daemon {
         for line in facts.warnings(&config) {
             warn!("{line}");
         }
-        let links = interfaces(&config, &instance, facts.links)?;
+        let host = facts.links;
+        let links = interfaces(&config, &instance, &host)?;
 
         let desired = Desired::new(config.virtual_servers.clone(), jiffies_per_second());
         let capacity = Capacity::of(&desired.largest_table());
@@ -113,7 +114,7 @@ impl Daemon {
         set_ways(&mut datapath, &resolution, &config.xdp.interfaces)?;
         datapath.set_own_addresses(&resolution.addresses)?;
         for link in &links {
-            datapath.set_interface(link.index, link.mac)?;
+            devices::register(&mut datapath, &host, link)?;
         }
         reconcile(&mut datapath, &desired.table(Instant::now()))?;
         let mut tasks = Vec::new();
@@ -123,7 +124,7 @@ impl Daemon {
         let (timeouts, jiffies_per_second) = (timeouts(&config.timeouts), jiffies_per_second());
         let scan = Scan::start(&datapath, Constants { timeouts, secret, jiffies_per_second })?;
 
-        let attachments = attach_program(&config, &mut instance, &mut datapath, &links)?;
+        let attachments = attach_program(&config, &mut instance, &mut datapath, (&host, &links))?;
         let listener = server::bind(&instance.socket()).map_err(StartError::socket(&instance.socket()))?;
 
         let (resolutions_sender, resolutions) = mpsc::channel(4);
@@ -222,7 +223,12 @@ impl Daemon {
                 error!(interface = attachment.interface, state = attachment.state(), "the XDP program is not attached");
             }
             if let Some(link) = link {
-                result = result.and(self.datapath.set_interface(link.index, link.mac));
+                result = result.and(devices::register(&mut self.datapath, &resolution.links, link));
+                if resolution.links != self.resolution.links
+                    && let Err(error) = devices::settle(&self.instance, &resolution.links, link, attachment.mode)
+                {
+                    error!(error = chain(&error), "packets of a device may come merged, or without their VLAN tags");
+                }
             }
         }
         if let Err(error) = result {
@@ -296,9 +302,9 @@ fn refuse(problems: Vec<Problem>) -> Result<(), StartError> {
 }
 
 /// The configured interfaces, in the order of the file; refused where somebody else's XDP program is on one.
-fn interfaces(config: &Config, instance: &Instance, links: Vec<Link>) -> Result<Vec<Link>, StartError> {
+fn interfaces(config: &Config, instance: &Instance, host: &[Link]) -> Result<Vec<Link>, StartError> {
     let ours = instance.pins().programs();
-    let wanted = config.xdp.interfaces.iter().filter_map(|name| links.iter().find(|link| link.name == *name));
+    let wanted = config.xdp.interfaces.iter().filter_map(|name| host.iter().find(|link| link.name == *name));
     let wanted: Vec<Link> = wanted.cloned().collect();
     for link in &wanted {
         attach::check_free(link, &ours)?;
@@ -311,13 +317,13 @@ fn attach_program(
     config: &Config,
     instance: &mut Instance,
     datapath: &mut XdpDatapath,
-    links: &[Link],
+    (host, links): (&[Link], &[Link]),
 ) -> Result<Vec<Attachment>, StartError> {
-    let mode = attach::mode_for(links, config.xdp.mode);
+    let mode = attach::mode_for(host, links, config.xdp.mode);
     let in_place = attach::can_replace(links, mode, instance.pins());
     take_over(config, instance, if in_place { links } else { &[] })?;
     for link in links {
-        disable_offloads(instance, link, &[offload::LRO])?;
+        devices::settle(instance, host, link, AttachedMode::Native)?;
     }
     instance.pins().pin_maps(datapath.ebpf())?;
     let attachments = if in_place {
@@ -326,10 +332,8 @@ fn attach_program(
         attach::attach_all(datapath.ebpf(), links, mode, instance.pins())?
     };
     for (attachment, link) in attachments.iter().zip(links) {
-        match attachment.mode {
-            AttachedMode::Generic => disable_offloads(instance, link, &offload::GENERIC)?,
-            AttachedMode::Native => instance.restore_offloads(&link.name, &[offload::LRO]),
-        }
+        devices::settle(instance, host, link, attachment.mode)?;
+        instance.restore_offloads(&link.name, &devices::unwanted(host, link, attachment.mode));
         info!(interface = link.name, mode = attachment.mode.name(), "XDP program attached");
     }
     Ok(attachments)
@@ -350,25 +354,6 @@ fn take_over(config: &Config, instance: &mut Instance, keep: &[Link]) -> Result<
     }
     for line in undone.failed {
         warn!("left by an earlier run, not undone: {line}");
-    }
-    Ok(())
-}
-
-fn disable_offloads(instance: &Instance, link: &Link, features: &[&'static str]) -> Result<(), StartError> {
-    let interface = || link.name.clone();
-    let active = match offload::active(&link.name, features) {
-        Ok(active) => active,
-        // A device that knows no features at all aggregates nothing.
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Vec::new(),
-        Err(source) => return Err(StartError::Features { interface: interface(), source }),
-    };
-    for feature in active {
-        let interface = interface();
-        instance.disable_offload(&link.name, feature).map_err(|source| StartError::Offload {
-            interface,
-            feature,
-            source,
-        })?;
     }
     Ok(())
 }

@@ -138,6 +138,16 @@ impl Step {
         Err(error).with_context(|| format!("can't start `{self}`"))
     }
 
+    /// Prints it and runs it; returns standard output. Any exit code but 0 is an error.
+    pub(crate) fn output(&mut self) -> Result<String> {
+        eprintln!("$ {self}");
+        let output = self.command.stderr(Stdio::inherit()).output().with_context(|| format!("can't start `{self}`"))?;
+        if !output.status.success() {
+            bail!("`{self}` failed ({})", output.status);
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Asks without a word on the terminal: standard output, or `None` if it can't be started or fails.
     pub(crate) fn ask(&mut self) -> Option<String> {
         let output = self.command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;

@@ -1,4 +1,4 @@
-//! Runs the tests: first those that need nothing, then those in namespaces, which need root.
+//! Runs the tests: first those that need nothing, then those in namespaces, which need root, then a few on the oldest kernel.
 
 use anyhow::{Result, bail};
 use evenkeel_tests::lab;
@@ -6,6 +6,7 @@ use evenkeel_tests::lab;
 use crate::build::{self, Built, Profile};
 use crate::setup;
 use crate::shell::{Step, quoted};
+use crate::vm::{self, Kernels, Programs, Series, Suite};
 
 /// Options of `cargo xtask test` and `cargo xtask ci`.
 #[derive(Debug, clap::Args)]
@@ -16,6 +17,9 @@ pub(crate) struct Options {
     /// Only the tests that need no root and no namespaces.
     #[arg(long)]
     no_lab: bool,
+    /// Only the tests for other kernels, each in a virtual machine with one of Debian's; without KERNEL on all of them.
+    #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all", conflicts_with = "no_lab")]
+    vm: Option<Kernels>,
     /// For the test programs: a filter for names, --nocapture and so on.
     #[arg(last = true, value_name = "ARGUMENTS")]
     arguments: Vec<String>,
@@ -34,6 +38,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         setup::lab(runner)?;
     }
     let built = build::all(Profile::Debug, runner)?;
+    if let Some(kernels) = options.vm {
+        return on_kernels(kernels, options, &built);
+    }
     let mut units = cargo_test(&built).args(["--workspace", "--exclude", "lb-ebpf", "--exclude", "evenkeel-tests"]);
     units = units.arg("--").args(&options.arguments);
     units.run()?;
@@ -51,8 +58,36 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         in_lab = in_lab.env(&runner_variable()?, runner);
     }
     in_lab.args(["--", "--test-threads=1"]).args(&options.arguments).run()?;
+    if options.arguments.is_empty() {
+        on_the_oldest_kernel(options, &built)?;
+    }
     println!("\nall tests passed");
     Ok(())
+}
+
+/// The tests that judge a kernel, on each that was asked for.
+fn on_kernels(kernels: Kernels, options: &Options, built: &Built) -> Result<()> {
+    let programs = Programs::build(cargo_test(built))?;
+    for series in kernels.series() {
+        let guest = vm::prepare(*series, options.runner.as_deref())?;
+        Suite::FULL.run(&guest, built, &programs, &options.arguments)?;
+        println!("\nthe tests for other kernels passed on {}", guest.kernel());
+    }
+    Ok(())
+}
+
+/// A few tests on the oldest kernel; where a machine with it can't be had, they are skipped, and it is said why.
+fn on_the_oldest_kernel(options: &Options, built: &Built) -> Result<()> {
+    match vm::prepare(Series::V6_1, options.runner.as_deref()) {
+        Ok(guest) => Suite::SHORT.run(&guest, built, &Programs::build(cargo_test(built))?, &[]),
+        Err(error) => {
+            println!(
+                "\nskipped: the tests on Linux {}, since no virtual machine is to be had: {error:#}",
+                Series::V6_1
+            );
+            Ok(())
+        }
+    }
 }
 
 impl Options {

@@ -71,6 +71,23 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// Frames of VLANs could not be told from others.
+    #[error(
+        "interface {interface} takes the tags off frames ({feature}) and will not stop, so that those of VLAN device {vlans} \
+         would look untagged and be served; try `ethtool -K {interface} {feature} off`, or list only the VLAN device, \
+         or take another interface"
+    )]
+    Untagging {
+        /// The interface.
+        interface: String,
+        /// The VLAN devices on it.
+        vlans: String,
+        /// The feature's kernel name.
+        feature: &'static str,
+        /// The driver's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The control socket could not be opened.
     #[error("cannot open the control socket {}", path.display())]
     Socket {

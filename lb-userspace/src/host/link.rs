@@ -19,8 +19,12 @@ pub struct Link {
     pub index: u32,
     /// Whether it carries Ethernet frames.
     pub is_ethernet: bool,
-    /// Whether it is one end of a veth pair.
-    pub is_veth: bool,
+    /// What kind of device it is.
+    pub kind: Kind,
+    /// Index of the device that it stands on (of a VLAN, of a macvlan), where that is in this network namespace.
+    pub parent: Option<u32>,
+    /// Index of the device that it is a part of: the bond of a slave, the bridge of a port.
+    pub controller: Option<u32>,
     /// Whether it is set up.
     pub is_up: bool,
     /// Its Ethernet address; zero where it has none.
@@ -31,6 +35,43 @@ pub struct Link {
     pub xdp_program: Option<u32>,
     /// Whether that program runs in the driver.
     pub xdp_is_native: bool,
+}
+
+/// Kinds of devices that XDP tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One end of a veth pair.
+    Veth,
+    /// A VLAN on another device.
+    Vlan,
+    /// A macvlan or macvtap on another device.
+    MacVlan,
+    /// A bond of other devices.
+    Bond,
+    /// A team of other devices.
+    Team,
+    /// A bridge between other devices.
+    Bridge,
+    /// Any other; most are hardware.
+    Other,
+}
+
+impl From<&InfoKind> for Kind {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the kernel has fifty kinds, most of which do not carry Ethernet"
+    )]
+    fn from(kind: &InfoKind) -> Self {
+        match kind {
+            InfoKind::Veth => Self::Veth,
+            InfoKind::Vlan => Self::Vlan,
+            InfoKind::MacVlan | InfoKind::MacVtap => Self::MacVlan,
+            InfoKind::Bond => Self::Bond,
+            InfoKind::Team => Self::Team,
+            InfoKind::Bridge => Self::Bridge,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// A route netlink connection whose driver runs as a task of the current runtime.
@@ -83,25 +124,41 @@ impl From<&LinkMessage> for Link {
             name: String::new(),
             index: message.header.index,
             is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
-            is_veth: false,
+            kind: Kind::Other,
+            parent: None,
+            controller: None,
             is_up: message.header.flags.contains(LinkFlags::Up),
             mac: MacAddress::ZERO,
             mtu: 0,
             xdp_program: None,
             xdp_is_native: false,
         };
+        let mut is_parent_elsewhere = false;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) => link.mac = mac(bytes),
-                LinkAttribute::LinkInfo(info) => link.is_veth |= info.contains(&LinkInfo::Kind(InfoKind::Veth)),
+                LinkAttribute::LinkInfo(info) => {
+                    for item in info {
+                        if let LinkInfo::Kind(kind) = item {
+                            link.kind = kind.into();
+                        }
+                    }
+                }
+                LinkAttribute::Link(index) => link.parent = Some(*index),
+                LinkAttribute::LinkNetNsId(_) => is_parent_elsewhere = true,
+                LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),
                 LinkAttribute::Xdp(xdp) => {
                     link.xdp_program = link.xdp_program.or_else(|| program_id(xdp));
                     link.xdp_is_native = xdp.contains(&LinkXdp::Attached(XdpAttached::Driver));
                 }
                 _ => {}
             }
+        }
+        // Other kinds have a link that is no parent: a veth's is its peer.
+        if is_parent_elsewhere || !matches!(link.kind, Kind::Vlan | Kind::MacVlan) {
+            link.parent = None;
         }
         link
     }
@@ -119,6 +176,26 @@ fn program_id(xdp: &[LinkXdp]) -> Option<u32> {
         }
         _ => None,
     })
+}
+
+#[cfg(test)]
+impl Link {
+    /// An Ethernet interface of no special kind, index 2, that is up.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            index: 2,
+            is_ethernet: true,
+            kind: Kind::Other,
+            parent: None,
+            controller: None,
+            is_up: true,
+            mac: MacAddress::ZERO,
+            mtu: 1500,
+            xdp_program: None,
+            xdp_is_native: false,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ pub mod journal;
 pub mod link;
 pub mod offload;
 pub mod preflight;
+pub mod stack;
 pub mod undo;
 
 use nix::time::{ClockId, clock_getres};

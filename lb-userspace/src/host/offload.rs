@@ -1,4 +1,5 @@
-//! Receive offloads that hand aggregated packets to XDP: switched off while the program is attached, then put back.
+//! Receive offloads that hand merged packets to XDP, or packets without their VLAN tags: switched off while the program is
+//! attached, then put back.
 //!
 //! By the ethtool ioctl and the kernel's feature names, as `ethtool -k` shows them.
 
@@ -14,6 +15,9 @@ pub const LRO: &str = "rx-lro";
 
 /// All features that merge packets before generic XDP sees them; in native mode only [`LRO`] comes before the program.
 pub const GENERIC: [&str; 5] = [LRO, "rx-gro", "rx-gro-hw", "rx-gro-list", "rx-udp-gro-forwarding"];
+
+/// What takes VLAN tags off before XDP sees the frame, 802.1Q and 802.1ad.
+pub const UNTAGGING: [&str; 2] = ["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"];
 
 /// Which of `features` are on at `interface`.
 ///

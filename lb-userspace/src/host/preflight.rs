@@ -7,7 +7,8 @@ use std::net::IpAddr;
 
 use lb_common::service::ForwardingMethod;
 
-use super::link::Link;
+use super::link::{Kind, Link};
+use super::stack;
 use crate::config::{Config, XdpMode};
 use crate::datapath::xdp::object;
 use crate::instance::Paths;
@@ -124,7 +125,11 @@ impl Facts {
                         "interface {name} does not carry Ethernet; take the device that the packets arrive by"
                     ));
                 }
-                Some(_) => {}
+                Some(link) => {
+                    if let Some(why) = stack::unfit(&self.links, link) {
+                        add(why);
+                    }
+                }
             }
         }
         let socket = Paths::new(&config.global.runtime_directory, &config.global.instance).socket();
@@ -178,19 +183,7 @@ impl Facts {
             if !link.is_up {
                 warnings.push(format!("interface {name} is down; set it up with `ip link set {name} up`"));
             }
-            if link.is_veth {
-                warnings.push(match config.xdp.mode {
-                    XdpMode::Native => format!(
-                        "interface {name} is a veth device: in native mode it loses what the program sends unless its peer has \
-                         an XDP program too (one that passes everything will do) and complete checksums \
-                         (`ethtool -K PEER tx off`); xdp.mode = \"generic\" needs less"
-                    ),
-                    XdpMode::Auto | XdpMode::Generic => format!(
-                        "interface {name} is a veth device, taken in generic mode: packets that its peer leaves unsegmented \
-                         are dropped as packet_too_big unless that is switched off with `ethtool -K PEER tso off`"
-                    ),
-                });
-            }
+            warnings.extend(self.of_a_stack(link, config.xdp.mode));
         }
         for key in &self.forwarding_off {
             let servers = config.virtual_servers.iter().filter(|s| s.service.address.is_ipv4() == key.ipv4);
@@ -205,6 +198,44 @@ impl Facts {
                 "packets to a real server whose next hop is not known yet are dropped instead of taking the routing table"
             };
             warnings.push(format!("{key} is 0: {consequence}; set it with `sysctl -w {key}=1`"));
+        }
+        warnings
+    }
+
+    /// What an interface that is veth, or is made of others, asks of those.
+    fn of_a_stack(&self, link: &Link, mode: XdpMode) -> Vec<String> {
+        let name = &link.name;
+        let mut warnings = Vec::new();
+        if let Some(veth) = stack::veth(&self.links, link) {
+            let what = match veth.index == link.index {
+                true => format!("interface {name} is a veth device"),
+                false => format!("interface {name} stands on veth device {}", veth.name),
+            };
+            warnings.push(match mode {
+                XdpMode::Native => format!(
+                    "{what}: in native mode it loses what the program sends unless its peer has an XDP program too (one that \
+                     passes everything will do) and complete checksums (`ethtool -K PEER tx off`); xdp.mode = \"generic\" \
+                     needs less"
+                ),
+                XdpMode::Auto | XdpMode::Generic => format!(
+                    "{what}, taken in generic mode: packets that its peer leaves unsegmented are dropped as packet_too_big \
+                     unless that is switched off with `ethtool -K PEER tso off`"
+                ),
+            });
+            if let Some(vlan) = stack::vlans_on(&self.links, link).first().filter(|_| link.kind != Kind::Vlan) {
+                warnings.push(format!(
+                    "{what} with VLAN device {} on it: its peer hands over VLAN tags apart from the frames, which would make \
+                     frames of that VLAN look untagged and be served; switch that off with \
+                     `ethtool -K PEER tx-vlan-offload off tx-vlan-stag-hw-insert off`",
+                    vlan.name
+                ));
+            }
+        }
+        if matches!(link.kind, Kind::Vlan | Kind::MacVlan) && link.parent.is_none() {
+            warnings.push(format!(
+                "interface {name} stands on a device of another network namespace; where that merges received packets, they \
+                 are dropped as packet_too_big unless that is switched off there with `ethtool -K PARENT gro off lro off`"
+            ));
         }
         warnings
     }
@@ -243,8 +274,6 @@ fn parse_version(release: &str) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::net::MacAddress;
-
     use super::*;
 
     fn config() -> Config {
@@ -263,22 +292,11 @@ mod tests {
     }
 
     fn facts() -> Facts {
-        let link = Link {
-            name: "eth0".to_owned(),
-            index: 2,
-            is_ethernet: true,
-            is_veth: false,
-            is_up: true,
-            mac: MacAddress::ZERO,
-            mtu: 1500,
-            xdp_program: None,
-            xdp_is_native: false,
-        };
         Facts {
             capabilities: u64::MAX,
             kernel: (6, 18),
             embedded: true,
-            links: vec![link],
+            links: vec![Link::named("eth0")],
             addresses: vec!["10.0.0.100".parse().unwrap()],
             forwarding_off: vec![ForwardingKey { interface: "eth0".to_owned(), ipv4: false }],
         }

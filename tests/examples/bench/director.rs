@@ -77,7 +77,7 @@ impl Director {
             }
         };
         let mut datapath = XdpDatapath::new(ebpf)?;
-        datapath.set_interface(INGRESS, MacAddress { octets: DIRECTOR_MAC })?;
+        datapath.set_interface(INGRESS, MacAddress { octets: DIRECTOR_MAC }, None)?;
         for n in 0..experiment.servers {
             datapath.set_way(experiment.family.real(experiment.path, n).ip(), way(experiment, n))?;
         }

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use super::patience::is_emulated;
+
 /// CAP_NET_ADMIN and CAP_SYS_ADMIN, bit numbers in `CapEff` (capabilities(7)).
 const NEEDED_CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
 
@@ -29,6 +31,22 @@ pub fn available() -> bool {
     let line = format!(
         "skipped: the lab can't be made: {missing}; run `cargo xtask test` as root or with --runner \"sudo -E\"\n"
     );
+    drop(std::io::stderr().write_all(line.as_bytes()));
+    false
+}
+
+/// Whether the kernel has these modules, which it loads if it can; if not, says on stderr what is skipped for it.
+///
+/// # Panics
+/// In a virtual machine of `cargo xtask vm`, whose kernel has them all.
+pub fn has_modules(names: &[&str]) -> bool {
+    let has = |name: &str| {
+        let loaded = super::Cmd::new("modprobe").arg(name).run();
+        loaded.is_ok() || std::path::Path::new("/sys/module").join(name).exists()
+    };
+    let Some(missing) = names.iter().find(|name| !has(name)) else { return true };
+    assert!(!is_emulated(), "the virtual machine's kernel has no module {missing}");
+    let line = format!("skipped: this kernel has no {missing}; `cargo xtask test --vm` runs it where there is one\n");
     drop(std::io::stderr().write_all(line.as_bytes()));
     false
 }

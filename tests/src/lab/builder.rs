@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use super::bpffs::Bpffs;
 use super::process::ShowLog;
 use super::stale::{self, Identity};
+use super::uplink::Uplink;
 use super::{Lab, topology};
 
 /// The largest number of real servers in a lab.
@@ -36,12 +37,14 @@ pub struct Builder {
     real_servers: u8,
     forwarding: Forwarding,
     arms: Arms,
+    uplink: Uplink,
     show_logs: ShowLog,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { real_servers: 1, forwarding: Forwarding::Nat, arms: Arms::One, show_logs: ShowLog::Always }
+        let (forwarding, arms, uplink) = (Forwarding::Nat, Arms::One, Uplink::Plain);
+        Self { real_servers: 1, forwarding, arms, uplink, show_logs: ShowLog::Always }
     }
 }
 
@@ -64,6 +67,12 @@ impl Builder {
         self
     }
 
+    /// What the director's interface towards the clients is made of.
+    pub fn uplink(mut self, uplink: Uplink) -> Self {
+        self.uplink = uplink;
+        self
+    }
+
     /// Shows logs of programs only after a panic. Outside of tests nobody holds back what a failure doesn't need.
     pub fn quiet(mut self) -> Self {
         self.show_logs = ShowLog::OnPanic;
@@ -72,12 +81,15 @@ impl Builder {
 
     /// Removes what killed labs left, then makes this one; takes about a second. On an error nothing stays behind.
     pub fn build(self) -> Result<Lab> {
-        let Self { real_servers, forwarding, arms, show_logs } = self;
+        let Self { real_servers, forwarding, arms, uplink, show_logs } = self;
         if !(1..=REAL_SERVERS_MAX).contains(&real_servers) {
             bail!("a lab has 1..={REAL_SERVERS_MAX} real servers, not {real_servers}");
         }
         if arms == Arms::Two && forwarding != Forwarding::Nat {
             bail!("a two-armed lab is for NAT only: with {forwarding:?} real servers answer clients directly");
+        }
+        if arms == Arms::Two && uplink != Uplink::Plain {
+            bail!("a two-armed lab has plain interfaces, not {uplink:?}");
         }
         stale::remove_stale();
         let identity = Identity::take();
@@ -86,9 +98,10 @@ impl Builder {
             .tempdir()
             .context("can't make a temporary folder for the lab")?;
         let bpffs = Bpffs::mount(directory.path().join("bpffs"))?;
-        let made = topology::make(identity.name(), real_servers, forwarding, arms)?;
+        let made = topology::make(identity.name(), real_servers, forwarding, (arms, uplink))?;
         Ok(Lab {
             arms,
+            uplink,
             show_logs,
             forwarding,
             real_servers: made.real_servers,
@@ -113,5 +126,7 @@ mod tests {
         assert_eq!(error, "a lab has 1..=16 real servers, not 17");
         let error = Lab::builder().arms(Arms::Two).forwarding(Forwarding::Direct).build().unwrap_err().to_string();
         assert_eq!(error, "a two-armed lab is for NAT only: with Direct real servers answer clients directly");
+        let error = Lab::builder().arms(Arms::Two).uplink(Uplink::Vlan).build().unwrap_err().to_string();
+        assert_eq!(error, "a two-armed lab has plain interfaces, not Vlan");
     }
 }

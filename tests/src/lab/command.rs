@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::child;
+use super::patience::patience;
 
 /// How often a waiting thread looks again; short beside everything the lab waits for.
 pub(super) const POLL: Duration = Duration::from_millis(2);
@@ -89,6 +90,7 @@ impl Cmd {
     pub fn finish(self) -> Result<Finished> {
         let line = self.line();
         let Self { program, arguments, namespace, stdin, limit } = self;
+        let limit = patience(limit);
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         child::confine(&mut command, namespace.map(|(_, descriptor)| descriptor));

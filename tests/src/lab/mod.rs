@@ -32,6 +32,7 @@ mod far;
 mod http;
 mod link;
 mod namespace;
+mod patience;
 mod process;
 mod real_server;
 mod ssh_like;
@@ -39,6 +40,7 @@ mod stale;
 mod tcp_echo;
 mod topology;
 mod udp_echo;
+mod uplink;
 mod xdp_pass;
 
 use std::path::Path;
@@ -46,7 +48,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-pub use available::{available, is_privileged, tools_missing};
+pub use available::{available, has_modules, is_privileged, tools_missing};
 pub use bpffs::Bpffs;
 pub use builder::{Arms, Builder, Forwarding, REAL_SERVERS_MAX};
 pub use client::{Answer, Download, udp_ask};
@@ -55,12 +57,14 @@ pub use crowd::{Crowd, Rounds};
 pub use digest::{Digest, digest, file_body};
 pub use http::{HttpAnswer, HttpServer, get};
 pub use namespace::Namespace;
+pub use patience::{is_emulated, patience};
 pub use process::Process;
 pub use real_server::RealServer;
 pub use ssh_like::SshLike;
 pub use stale::remove_stale;
 pub use tcp_echo::TcpEcho;
 pub use udp_echo::UdpEcho;
+pub use uplink::Uplink;
 
 /// A running lab; dropping it removes everything.
 ///
@@ -68,6 +72,7 @@ pub use udp_echo::UdpEcho;
 #[derive(Debug)]
 pub struct Lab {
     arms: Arms,
+    uplink: Uplink,
     show_logs: process::ShowLog,
     forwarding: Forwarding,
     real_servers: Vec<RealServer>,
@@ -116,11 +121,16 @@ impl Lab {
         &self.switch
     }
 
-    /// The director's interfaces: `eth0`, and `eth1` towards the real servers of a two-armed lab.
+    /// The director's interfaces that have addresses: `eth0` or what the lab's [`Uplink`] makes of it, and `eth1` towards the
+    /// real servers of a two-armed lab.
     pub fn director_interfaces(&self) -> &'static [&'static str] {
-        match self.arms {
-            Arms::One => &["eth0"],
-            Arms::Two => &["eth0", "eth1"],
+        match (self.arms, self.uplink) {
+            (Arms::One, Uplink::Plain) => &["eth0"],
+            (Arms::One, Uplink::Vlan) => &["eth0.5"],
+            (Arms::One, Uplink::Qinq) => &["eth0.100.5"],
+            (Arms::One, Uplink::Bond) => &["bond0"],
+            (Arms::One, Uplink::MacVlan) => &["mac0"],
+            (Arms::Two, _) => &["eth0", "eth1"],
         }
     }
 

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use super::child;
 use super::command::POLL;
 use super::namespace::Namespace;
+use super::patience::patience;
 
 /// How long a program may take to end after SIGTERM when it is dropped, before SIGKILL.
 const DROP_LIMIT: Duration = Duration::from_secs(3);
@@ -81,6 +82,7 @@ impl Process {
 
     /// Waits until it ends by itself; an error, with its log, if it doesn't within `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let limit = patience(limit);
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.ended()? {
@@ -95,6 +97,7 @@ impl Process {
 
     /// Waits until `words` are in its log; an error, with the log, if it ends or `limit` runs out before.
     pub fn wait_for_log(&mut self, words: &str, limit: Duration) -> Result<()> {
+        let limit = patience(limit);
         let deadline = Instant::now() + limit;
         loop {
             // Looked at in this order, so that words printed just before the end are seen.

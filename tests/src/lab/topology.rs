@@ -16,6 +16,7 @@ use super::builder::{Arms, Forwarding};
 use super::link;
 use super::namespace::Namespace;
 use super::real_server::RealServer;
+use super::uplink::Uplink;
 use super::xdp_pass::XdpPass;
 
 /// The bridge with the clients (and, with one arm, the real servers).
@@ -63,7 +64,12 @@ pub(super) struct Made {
     pub(super) switch: Namespace,
 }
 
-pub(super) fn make(lab: &str, real_servers: u8, forwarding: Forwarding, arms: Arms) -> Result<Made> {
+pub(super) fn make(
+    lab: &str,
+    real_servers: u8,
+    forwarding: Forwarding,
+    (arms, uplink): (Arms, Uplink),
+) -> Result<Made> {
     let switch = Namespace::create(format!("{lab}-switch"))?;
     let client = Namespace::create(format!("{lab}-client"))?;
     let director = Namespace::create(format!("{lab}-director"))?;
@@ -75,6 +81,7 @@ pub(super) fn make(lab: &str, real_servers: u8, forwarding: Forwarding, arms: Ar
     client.sysctls(&QUIET)?;
     director.sysctls(&QUIET)?;
     director.sysctls(&ROUTER)?;
+    director.sysctls(uplink.director_settings())?;
     for host in &hosts {
         host.sysctls(&QUIET)?;
         match forwarding {
@@ -83,10 +90,10 @@ pub(super) fn make(lab: &str, real_servers: u8, forwarding: Forwarding, arms: Ar
         }
     }
 
-    connect(&switch, &client, &director, &hosts, arms)?;
+    connect(&switch, (&client, &director, &hosts), arms, uplink)?;
     client.ip_batch(&client_lines())?;
-    director.ip_batch(&director_lines(arms))?;
-    let passes = prepare_ports(&switch, arms)?;
+    director.ip_batch(&director_lines(arms, uplink))?;
+    let passes = prepare_ports(&switch, arms, uplink)?;
 
     let mut made = Vec::new();
     for (number, host) in (1..).zip(hosts) {
@@ -97,23 +104,23 @@ pub(super) fn make(lab: &str, real_servers: u8, forwarding: Forwarding, arms: Ar
 }
 
 /// The switch's ports that face the director.
-fn director_ports(arms: Arms) -> &'static [&'static str] {
-    match arms {
-        Arms::One => &["director"],
-        Arms::Two => &["director", "director1"],
-    }
+fn director_ports(arms: Arms, uplink: Uplink) -> impl Iterator<Item = &'static str> {
+    let servers = match arms {
+        Arms::One => None,
+        Arms::Two => Some("director1"),
+    };
+    uplink.ports().iter().copied().chain(servers)
 }
 
 fn connect(
     switch: &Namespace,
-    client: &Namespace,
-    director: &Namespace,
-    hosts: &[Namespace],
+    (client, director, hosts): (&Namespace, &Namespace, &[Namespace]),
     arms: Arms,
+    uplink: Uplink,
 ) -> Result<()> {
     let mut lines = link::bridge(CLIENT_BRIDGE);
     lines.extend(link::veth("client", CLIENT_BRIDGE, client, "eth0"));
-    lines.extend(link::veth("director", CLIENT_BRIDGE, director, "eth0"));
+    lines.extend(uplink.switch_lines(CLIENT_BRIDGE, director));
     let server_bridge = match arms {
         Arms::One => CLIENT_BRIDGE,
         Arms::Two => {
@@ -131,9 +138,9 @@ fn connect(
 
 /// What a veth needs so that native XDP on the director works: a program on the other end, and
 /// complete checksums from there, since the mark of a partial one is lost in XDP_TX and redirect.
-fn prepare_ports(switch: &Namespace, arms: Arms) -> Result<Vec<XdpPass>> {
+fn prepare_ports(switch: &Namespace, arms: Arms, uplink: Uplink) -> Result<Vec<XdpPass>> {
     let mut passes = Vec::new();
-    for port in director_ports(arms) {
+    for port in director_ports(arms, uplink) {
         switch.command("ethtool")?.args(["-K", port, "tx", "off"]).run()?;
         passes.push(XdpPass::attach(switch, port)?);
     }
@@ -160,19 +167,21 @@ fn client_lines() -> Vec<String> {
     lines
 }
 
-fn director_lines(arms: Arms) -> Vec<String> {
+fn director_lines(arms: Arms, uplink: Uplink) -> Vec<String> {
+    let clients = uplink.interface();
     let servers = match arms {
-        Arms::One => "eth0",
+        Arms::One => clients,
         Arms::Two => "eth1",
     };
-    let mut lines = up("eth0").to_vec();
+    let mut lines = vec!["link set lo up".to_owned()];
+    lines.extend(uplink.director_lines());
     lines.push(format!("link set {servers} up"));
-    lines.push(address_line(DIRECTOR4, 24, "eth0"));
-    lines.push(address_line(DIRECTOR6, 64, "eth0"));
+    lines.push(address_line(DIRECTOR4, 24, clients));
+    lines.push(address_line(DIRECTOR6, 64, clients));
     lines.push(address_line(DIRECTOR_SERVERS4, 24, servers));
     lines.push(address_line(DIRECTOR_SERVERS6, 64, servers));
-    lines.push(address_line(VIP4, 32, "eth0"));
-    lines.push(address_line(VIP6, 128, "eth0"));
+    lines.push(address_line(VIP4, 32, clients));
+    lines.push(address_line(VIP6, 128, clients));
     lines
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use evenkeel_tests::lab::{Arms, Cmd, Finished, Forwarding, Lab, Process, address, available};
+use evenkeel_tests::lab::{Arms, Cmd, Finished, Forwarding, Lab, Process, address, available, patience};
 use serde_json::Value;
 
 /// How long a daemon may take to start or stop.
@@ -160,7 +160,7 @@ pub fn run(lab: &Lab, arguments: &[&str]) -> Result<Finished> {
 
 /// Asks again and again until `is_so`, within [`PATIENCE`].
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while !is_so()? {
         if Instant::now() >= deadline {
             bail!("{what}: not within {PATIENCE:?}");

@@ -3,6 +3,7 @@
 #![expect(clippy::indexing_slicing, reason = "a test may panic, and serde_json's indexing does not")]
 
 mod connections;
+mod devices;
 mod direct;
 mod director;
 mod drain;

@@ -6,7 +6,7 @@ use evenkeel_tests::lab::{Arms, Forwarding, Lab};
 use crate::director::{Daemon, Setup, evenkeel, footprint, lab, run};
 
 /// Runs the daemon, which must fail with all of `words`, and leave everything as it was.
-fn refused(lab: &Lab, setup: &Setup, words: &[&str]) -> Result<()> {
+pub fn refused(lab: &Lab, setup: &Setup, words: &[&str]) -> Result<()> {
     let before = footprint(lab, setup)?;
     let file = setup.write(lab)?;
     let end = run(lab, &["run", "--config", &file.to_string_lossy()])?;
@@ -36,11 +36,15 @@ fn another_program_on_the_hook_is_named_and_stays() -> Result<()> {
 #[test]
 fn a_device_without_native_xdp_is_refused_or_taken_in_generic_mode() -> Result<()> {
     let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
-    lab.director().ip("link add br9 type bridge")?;
-    lab.director().ip("link set br9 up")?;
-    let interfaces = vec!["eth0".to_owned(), "br9".to_owned()];
+    lab.director().ip("link add link eth0 name mac9 type macvlan")?;
+    lab.director().ip("link set mac9 up")?;
+    let interfaces = vec!["eth0".to_owned(), "mac9".to_owned()];
     let setup = Setup { interfaces, ..Setup::of(&lab) };
-    refused(&lab, &setup, &["interface br9 takes no XDP program in native mode", "xdp.mode = \"auto\""])?;
+    refused(
+        &lab,
+        &setup,
+        &["interface mac9 takes no XDP program in native mode", "a macvlan gets", "xdp.mode = \"auto\""],
+    )?;
 
     let mut daemon = Daemon::start(&lab, Setup { mode: "auto", ..setup })?;
     let status = daemon.status()?;

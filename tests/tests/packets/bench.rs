@@ -161,7 +161,7 @@ impl Bench {
         let mut datapath = XdpDatapath::new(ebpf).expect("its maps are there");
         // The first is loopback; the others a test may make, or name without making them.
         for ifindex in INGRESS..UNLISTED {
-            datapath.set_interface(ifindex, MacAddress { octets: OUR_MAC }).expect("a free place");
+            datapath.set_interface(ifindex, MacAddress { octets: OUR_MAC }, None).expect("a free place");
         }
         let drops = RefCell::new(datapath.drops().expect("the counters can be read"));
         let (desired, entrance) = (ServiceTable::new(), Arc::new(entrance(&table)));

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod bonds;
+#[cfg(test)]
 mod choices;
 #[cfg(test)]
 mod connections;
@@ -56,3 +58,5 @@ mod traces;
 mod twin;
 #[cfg(test)]
 mod untouched;
+#[cfg(test)]
+mod variants;

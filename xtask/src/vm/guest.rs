@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use super::Ended;
 use super::emulator::Emulator;
 use super::kernel::Kernel;
+use crate::build::{self, Profile};
 use crate::shell::{self, quoted};
 
 /// How long a machine may take to boot and to power off.
@@ -35,29 +36,36 @@ impl Guest {
         Self { kernel, emulator }
     }
 
-    /// Boots, runs the command in the root of the tree as root, and powers off. Its outputs, mixed, go to standard output.
+    /// `Linux 6.1.0-56-amd64`.
+    pub(crate) fn kernel(&self) -> String {
+        self.kernel.to_string()
+    }
+
+    /// Boots, runs the commands one after another in the root of the tree as root, and powers off. Their outputs, mixed, go to
+    /// standard output.
     ///
     /// # Errors
     ///
-    /// [`Ended`] for another exit code than 0, which is 124 where `limit` ran out; others when there was no exit code.
-    pub(crate) fn run(&self, command: &[OsString], environment: &[(&str, &OsStr)], limit: Duration) -> Result<()> {
+    /// [`Ended`] for another exit code than 0, the last such, which is 124 where `limit` ran out; others when there was none.
+    pub(crate) fn run(
+        &self,
+        commands: &[Vec<OsString>],
+        environment: &[(&str, &OsStr)],
+        limit: Duration,
+    ) -> Result<()> {
         let shared = Shared::make()?;
-        let command = shared.with_copies(command)?;
-        let script = shared.write_script(&command, environment, limit)?;
-        let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+        shared.write_script(commands, environment, limit)?;
         let mut vng = self.emulator.vng();
         // 9p, since virtiofs needs a daemon that Debian 12 has not.
         vng = vng.args(["--verbose", "--disable-kvm", "--force-9p", "--user", "root", "--cpus", "2", "--memory", "2G"]);
         vng = vng.arg("--rwdir").arg(&shared.folder).arg("--run").arg(self.kernel.image());
-        vng = vng.arg("--exec").arg(format!("sh {}", quoted(script.as_os_str())));
-        let console = shared.folder.join("console");
-        let child = vng.start(&console)?;
-        eprintln!("[{}]$ {}", self.kernel, words.join(" "));
+        vng = vng.arg("--exec").arg(format!("sh {}", quoted(shared.file("script").as_os_str())));
+        let child = vng.start(&shared.file("console"))?;
         follow(child, &shared, limit + BOOT)?;
         match shared.status() {
             Some(0) => Ok(()),
             Some(code) => Err(Ended(code).into()),
-            None => bail!("the virtual machine ended before its command; its console:\n{}", last_lines(&console)),
+            None => bail!("the virtual machine ended before its commands; its console:\n{}", shared.console()),
         }
     }
 }
@@ -86,7 +94,7 @@ fn follow(mut child: Child, shared: &Shared, limit: Duration) -> Result<()> {
         // vng, what it started, and QEMU: the group is ours alone.
         killpg(group, Signal::SIGKILL).context("can't end the virtual machine")?;
         child.wait().context("can't wait for the virtual machine")?;
-        bail!("the virtual machine was ended: {why}; its console:\n{}", last_lines(&shared.folder.join("console")));
+        bail!("the virtual machine was ended: {why}; its console:\n{}", shared.console());
     }
 }
 
@@ -100,12 +108,6 @@ fn interrupted() -> Result<Arc<AtomicBool>> {
     let set = Arc::clone(&flag);
     ctrlc::set_handler(move || set.store(true, Ordering::Relaxed)).context("can't listen for Ctrl-C")?;
     Ok(flag)
-}
-
-fn last_lines(file: &Path) -> String {
-    let text = String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned();
-    let lines: Vec<&str> = text.lines().collect();
-    lines.iter().skip(lines.len().saturating_sub(CONSOLE_LINES)).map(|line| format!("{line}\n")).collect()
 }
 
 /// A folder that the machine can write to; it goes when the machine is off.
@@ -124,59 +126,73 @@ impl Shared {
         Ok(Self { folder })
     }
 
-    /// Copies the daemon, and the files below target/ that `command` names: a build meanwhile would pull them away.
-    fn with_copies(&self, command: &[OsString]) -> Result<Vec<OsString>> {
-        let built = shell::target().join("debug/evenkeel");
-        if built.is_file() {
-            self.copy(&built)?;
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The word, or a copy of the file that it names if that was built: a build meanwhile would take it away.
+    fn copied(&self, word: &OsStr) -> Result<OsString> {
+        let file = shell::root().join(word);
+        if !file.is_file() || !file.starts_with(shell::target()) {
+            return Ok(word.to_owned());
         }
-        let copied = |word: &OsString| {
-            let path = shell::root().join(word);
-            let is_built = path.is_file() && path.starts_with(shell::target());
-            if is_built { self.copy(&path).map(OsString::from) } else { Ok(word.clone()) }
-        };
-        command.iter().map(copied).collect()
+        let copy = self.file("bin").join(file.file_name().unwrap_or_default());
+        fs::copy(&file, &copy).with_context(|| format!("can't copy {} to {}", file.display(), copy.display()))?;
+        Ok(copy.into())
     }
 
-    fn copy(&self, file: &Path) -> Result<PathBuf> {
-        let copy = self.folder.join("bin").join(file.file_name().unwrap_or_default());
-        fs::copy(file, &copy).with_context(|| format!("can't copy {} to {}", file.display(), copy.display()))?;
-        Ok(copy)
-    }
-
-    /// What the machine runs. Nothing goes by its console, which loses output without a terminal.
-    fn write_script(&self, command: &[OsString], environment: &[(&str, &OsStr)], limit: Duration) -> Result<PathBuf> {
-        let file = |name: &str| quoted(self.folder.join(name).as_os_str());
-        let exports: String =
-            environment.iter().map(|(key, value)| format!("export {key}={}\n", quoted(value))).collect();
-        let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+    /// Writes what the machine runs. Nothing goes by its console, which loses output without a terminal.
+    fn write_script(&self, commands: &[Vec<OsString>], environment: &[(&str, &OsStr)], limit: Duration) -> Result<()> {
+        // Copied to be found by its name.
+        self.copied(build::binary(Profile::Debug).as_os_str())?;
+        let mut lines = String::new();
+        for (key, value) in environment {
+            lines += &format!("export {key}={}\n", quoted(&self.copied(value)?));
+        }
+        for command in commands {
+            let typed: Vec<String> = command.iter().map(|word| quoted(word)).collect();
+            let words: Result<Vec<String>> = command.iter().map(|word| Ok(quoted(&self.copied(word)?))).collect();
+            let (typed, words) = (quoted(OsStr::new(&typed.join(" "))), words?.join(" "));
+            lines += &format!("printf '%s\\n' \"[$(uname -r)]\"' $ '{typed}\nlimited {words} || code=$?\n");
+        }
         let path = std::env::var_os("PATH").unwrap_or_default();
         let text = format!(
             "exec >{output} 2>&1 </dev/null\n\
              mount -t bpf bpf /sys/fs/bpf\n\
              mkdir /run/guest\n\
              export TMPDIR=/run/guest HOME=/root PATH={bin}:{path}:/usr/sbin:/sbin\n\
-             {exports}\
              cd {root}\n\
-             timeout -k 10 {limit} {words}\n\
-             echo $? >{status}\n",
-            output = file("output"),
-            bin = file("bin"),
+             end=$(($(date +%s) + {limit}))\n\
+             limited() {{\n  \
+               left=$((end - $(date +%s)))\n  \
+               [ $left -gt 0 ] || return 124\n  \
+               timeout -k 10 $left \"$@\"\n\
+             }}\n\
+             code=0\n\
+             {lines}\
+             echo $code >{status}\n",
+            output = quoted(self.file("output").as_os_str()),
+            bin = quoted(self.file("bin").as_os_str()),
             path = quoted(&path),
             root = quoted(shell::root().as_os_str()),
             limit = limit.as_secs().max(1),
-            words = words.join(" "),
-            status = file("status"),
+            status = quoted(self.file("status").as_os_str()),
         );
-        let script = self.folder.join("script");
-        fs::write(&script, text).with_context(|| format!("can't write {}", script.display()))?;
-        Ok(script)
+        let script = self.file("script");
+        fs::write(&script, text).with_context(|| format!("can't write {}", script.display()))
+    }
+
+    /// The end of what the machine's console showed.
+    fn console(&self) -> String {
+        let text = String::from_utf8_lossy(&fs::read(self.file("console")).unwrap_or_default()).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        lines.iter().skip(lines.len().saturating_sub(CONSOLE_LINES)).map(|line| format!("{line}\n")).collect()
     }
 
     /// Hands on what is new of the output, which `file` is once there is some.
     fn copy_output(&self, file: &mut Option<File>) -> Result<()> {
         if file.is_none() {
-            *file = File::open(self.folder.join("output")).ok();
+            *file = File::open(self.file("output")).ok();
         }
         let Some(file) = file else { return Ok(()) };
         let mut bytes = Vec::new();
@@ -187,7 +203,7 @@ impl Shared {
 
     /// The command's exit code, if it came that far.
     fn status(&self) -> Option<u8> {
-        fs::read_to_string(self.folder.join("status")).ok()?.trim().parse().ok()
+        fs::read_to_string(self.file("status")).ok()?.trim().parse().ok()
     }
 }
 

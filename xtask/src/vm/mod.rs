@@ -6,6 +6,7 @@
 mod emulator;
 mod guest;
 mod kernel;
+mod suite;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -17,6 +18,7 @@ use anyhow::{Context as _, Result};
 
 pub(crate) use guest::Guest;
 pub(crate) use kernel::Series;
+pub(crate) use suite::{Kernels, Programs, Suite};
 
 use crate::{duration, shell};
 
@@ -37,15 +39,15 @@ pub(crate) struct Options {
     command: Vec<OsString>,
 }
 
-/// The command in the machine ended with another exit code than 0.
+/// A command in the machine ended with another exit code than 0.
 #[derive(Debug)]
 pub(crate) struct Ended(pub(crate) u8);
 
 impl fmt::Display for Ended {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            124 => write!(out, "the command in the virtual machine took too long; --limit gives it more time"),
-            code => write!(out, "the command in the virtual machine ended with exit code {code}"),
+            124 => out.write_str("what ran in the virtual machine took too long"),
+            code => write!(out, "what ran in the virtual machine ended with exit code {code}"),
         }
     }
 }
@@ -56,7 +58,7 @@ impl std::error::Error for Ended {}
 pub(crate) fn run(options: &Options) -> Result<()> {
     let Options { kernel, limit, runner, command } = options;
     let guest = prepare(*kernel, runner.as_deref())?;
-    guest.run(command, &[], *limit)
+    guest.run(std::slice::from_ref(command), &[], *limit)
 }
 
 /// Gets what a machine with this kernel needs, where it is not there yet. An error says why it can't be had.

@@ -12,7 +12,8 @@ use super::object::{self, LoadError};
 use super::pins::{Pins, PinsError};
 use crate::config::XdpMode;
 use crate::error::chain;
-use crate::host::link::Link;
+use crate::host::link::{Kind, Link};
+use crate::host::stack;
 
 /// The name of the load balancer's program in the object.
 pub const PROGRAM: &str = "balance";
@@ -195,17 +196,26 @@ pub fn attach(
 fn native_obstacle(error: &ProgramError, link: &Link) -> Option<String> {
     let ProgramError::SyscallError(error) = error else { return None };
     match error.io_error.raw_os_error()? {
-        libc::EOPNOTSUPP => Some("its driver has no support".to_owned()),
+        libc::EOPNOTSUPP => Some(
+            match link.kind {
+                Kind::Vlan => "a VLAN device gets its frames after the kernel has taken the tag off",
+                Kind::MacVlan => "a macvlan gets its frames after the kernel has sorted them",
+                Kind::Bond => "not all of its slaves have support, or its mode is none that has",
+                Kind::Veth | Kind::Team | Kind::Bridge | Kind::Other => "its driver has no support",
+            }
+            .to_owned(),
+        ),
         libc::ERANGE => Some(format!("an MTU is too large for it: {} here, or that of a veth device's peer", link.mtu)),
         libc::EINVAL => Some("its driver refuses it as it is set up".to_owned()),
         _ => None,
     }
 }
 
-/// The mode to try on `links`: `auto` does not try native mode on veth devices, which lose frames in it unless their peers
-/// are prepared for it.
-pub fn mode_for(links: &[Link], mode: XdpMode) -> XdpMode {
-    let Some(veth) = links.iter().find(|link| link.is_veth).filter(|_| mode == XdpMode::Auto) else { return mode };
+/// The mode to try on `links`, of the `host`'s: `auto` does not try native mode on veth devices, which lose frames in it
+/// unless their peers are prepared for it, nor on what is made of them.
+pub fn mode_for(host: &[Link], links: &[Link], mode: XdpMode) -> XdpMode {
+    let veth = links.iter().find_map(|link| stack::veth(host, link));
+    let Some(veth) = veth.filter(|_| mode == XdpMode::Auto) else { return mode };
     info!(interface = veth.name, "a veth device needs a prepared peer for native XDP, taking the slower generic mode");
     XdpMode::Generic
 }

@@ -143,12 +143,13 @@ impl XdpDatapath {
         self.maps.ebpf()
     }
 
-    /// Tells the program of an interface that it is, or will be, attached to.
+    /// Tells the program of an interface that it is, or will be, attached to; `part_of` is the index of the bond that it is a
+    /// slave of.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Full`] where another interface has the place, [`DatapathError::Map`] from the kernel.
-    pub fn set_interface(&mut self, ifindex: u32, mac: MacAddress) -> Result<(), DatapathError> {
+    pub fn set_interface(&mut self, ifindex: u32, mac: MacAddress, part_of: Option<u32>) -> Result<(), DatapathError> {
         let index = ifindex % INTERFACES_LENGTH;
         let present: InterfaceEntry = self.maps.get("interfaces", index)?;
         if present.ifindex != 0 && present.ifindex != ifindex {
@@ -158,7 +159,7 @@ impl XdpDatapath {
                 remedy: "two interfaces' indexes differ by a multiple of 256; create one of them again",
             });
         }
-        self.maps.set("interfaces", index, InterfaceEntry { ifindex, mac, reserved: [0; 3] })
+        self.maps.set("interfaces", index, InterfaceEntry { ifindex, mac, reserved: 0, part_of: part_of.unwrap_or(0) })
     }
 
     /// Tells the program this host's own addresses, to which no reply is rewritten. Connections heed it from the next

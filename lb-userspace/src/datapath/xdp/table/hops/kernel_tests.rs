@@ -42,7 +42,7 @@ fn serving() -> Option<XdpDatapath> {
         destination: MacAddress { octets: [2, 0, 0, 0, 0, 9] },
         source: OUR_MAC,
     };
-    datapath.set_interface(INTERFACE, OUR_MAC).unwrap();
+    datapath.set_interface(INTERFACE, OUR_MAC, None).unwrap();
     datapath.set_way([10, 0, 1, 1].into(), Way { next_hop, ..Way::UNKNOWN }).unwrap();
     datapath.apply(&Change::Put(service, servers)).unwrap();
     Some(datapath)
