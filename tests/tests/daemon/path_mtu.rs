@@ -56,7 +56,7 @@ fn a_download_over_a_narrow_link_finds_its_mtu() -> Result<()> {
 fn a_real_server_is_told_what_fits_on_the_way_to_the_client() -> Result<()> {
     let Some(lab) = lab_of(1, Forwarding::Nat, Arms::One)? else { return Ok(()) };
     for (client, vip) in [("10.77.0.10/32", address::vips()[0]), ("fd77::10/128", address::vips()[1])] {
-        lab.director().ip(&format!("route add {client} dev eth0 mtu 1300"))?;
+        lab.director().ip(&format!("route add {client} dev eth0 mtu lock 1300"))?;
         let mut daemon = Daemon::start(&lab, Setup::of(&lab))?;
         daemon.wait_for_next_hops("resolved")?;
         let whole = lab.client().download(&url(vip, &format!("file/{FILE}")))?;
