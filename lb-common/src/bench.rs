@@ -43,7 +43,7 @@ pub struct BenchConfig {
     pub reserved: u16,
     /// The packet of flow 0, from the IP header on.
     pub packet: [u32; PACKET_WORDS],
-    /// Which word of the packet is the client's IPv4 address, or the last word of its IPv6 address.
+    /// Which word of the packet is the client's IPv4 address, or the word of its IPv6 address in which clients differ.
     pub address_word: u32,
     /// Which word of the packet has the two ports.
     pub ports_word: u32,
@@ -61,16 +61,18 @@ pub struct BenchConfig {
     pub program: u32,
     /// With [`Order::Sequential`] the next flow's index, with [`Order::Random`] the state of [`next_random`]; kept by the program.
     pub next: u64,
+    /// Bits by which neighbouring clients' address words lie apart.
+    pub address_shift: u32,
     /// Always zero.
-    pub padding: u64,
+    pub padding: u32,
 }
 
 const _: () = assert!(size_of::<BenchConfig>() == 128);
 
-/// The client of flow `index`: the last word of its address in host order, and its port.
+/// The client of flow `index`: the word of its address that differs, in host order, and its port.
 #[inline(always)]
-pub const fn client(first_address: u32, index: u32) -> (u32, u16) {
-    let address = first_address.wrapping_add(index & (CLIENTS - 1));
+pub const fn client(first_address: u32, shift: u32, index: u32) -> (u32, u16) {
+    let address = first_address.wrapping_add((index & (CLIENTS - 1)) << (shift & 31));
     #[expect(clippy::cast_possible_truncation, reason = "at most 4095")]
     let turn = (index >> CLIENTS.trailing_zeros()) as u16;
     (address, FIRST_PORT + turn)
@@ -95,11 +97,12 @@ mod tests {
     #[test]
     fn flows_past_a_million_differ_by_their_port() {
         let first = 0x6440_0000;
-        assert_eq!(client(first, 0), (0x6440_0000, 1024));
-        assert_eq!(client(first, 0x000f_ffff), (0x644f_ffff, 1024));
-        assert_eq!(client(first, 0x0010_0000), (0x6440_0000, 1025));
+        assert_eq!(client(first, 0, 0), (0x6440_0000, 1024));
+        assert_eq!(client(first, 0, 0x000f_ffff), (0x644f_ffff, 1024));
+        assert_eq!(client(first, 0, 0x0010_0000), (0x6440_0000, 1025));
+        assert_eq!(client(first, 7, 3), (0x6440_0180, 1024));
         // 10,000,000 = 9 * 1,048,576 + 562,816
-        assert_eq!(client(first, 9_999_999), (0x6440_0000 + 562_815, 1033));
+        assert_eq!(client(first, 0, 9_999_999), (0x6440_0000 + 562_815, 1033));
     }
 
     #[test]

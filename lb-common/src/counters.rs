@@ -16,17 +16,20 @@ pub struct Counters {
     pub bytes_in: u64,
     /// Bytes to clients; they pass the director only with `nat`.
     pub bytes_out: u64,
+    /// Packets of clients that the virtual server's `allow` and `deny` do not let in; of real servers always zero.
+    pub denied: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 40);
+const _: () = assert!(size_of::<Counters>() == 48);
 
 impl core::ops::AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
-        let Self { connections, packets_in, packets_out, bytes_in, bytes_out } = other;
+        let Self { connections, packets_in, packets_out, bytes_in, bytes_out, denied } = other;
         self.connections += connections;
         self.packets_in += packets_in;
         self.packets_out += packets_out;
         self.bytes_in += bytes_in;
         self.bytes_out += bytes_out;
+        self.denied += denied;
     }
 }

@@ -14,13 +14,14 @@ pub mod interface;
 pub mod net;
 #[cfg(feature = "user")]
 mod pod;
+pub mod prefix;
 pub mod real;
 pub mod service;
 
 /// Version of every layout in this crate; a daemon never reads pinned maps of another version.
 ///
 /// Raise it with any change to a map's key, value or meaning.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Most virtual servers that one instance serves.
 pub const VIRTUAL_SERVERS_MAX: u32 = 1024;
@@ -31,6 +32,9 @@ pub const REAL_SERVERS_MAX: u32 = 4096;
 /// Most places for real servers. A virtual server takes them by [`real::LANES`], so that [`REAL_SERVERS_MAX`] real servers
 /// of [`VIRTUAL_SERVERS_MAX`] virtual servers may take 11,264; the rest is room for changes.
 pub const REAL_PLACES_MAX: u32 = 16_384;
+
+/// Most prefixes that a virtual server allows and denies.
+pub const PREFIXES_MAX: u32 = 100_000;
 
 /// Entries of `client_hops`: clients that can be reached by so many ways, less one, are remembered by theirs.
 pub const CLIENT_HOPS_LENGTH: u32 = 4096;

@@ -10,6 +10,7 @@ use crate::counters::Counters;
 use crate::hash::Secret;
 use crate::interface::InterfaceEntry;
 use crate::net::Address;
+use crate::prefix::PrefixLine;
 use crate::real::{ClientHop, CountChunk, LoadChunk, RealServerEntry};
 use crate::service::{IndexBucket, Lookups, RingChunk, ServiceKey, VirtualServerEntry};
 
@@ -33,6 +34,8 @@ unsafe impl aya::Pod for InterfaceEntry {}
 unsafe impl aya::Pod for LoadChunk {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Lookups {}
+// SAFETY: as above.
+unsafe impl aya::Pod for PrefixLine {}
 // SAFETY: as above.
 unsafe impl aya::Pod for RealServerEntry {}
 // SAFETY: as above.

@@ -132,11 +132,11 @@ pub enum Refusal {
     Drop = 1,
 }
 
-/// A run of elements in `scheduler_rings`, read as one word so that it is never half old and half new.
+/// A run of elements in `scheduler_rings`, or of lines in `prefixes`, read as one word so that it is never half old and half new.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// First element, a multiple of [`RING_CHUNK`].
+    /// First element, in `scheduler_rings` a multiple of [`RING_CHUNK`].
     pub start: u32,
     /// Number of elements.
     pub length: u32,
@@ -184,6 +184,8 @@ pub mod service_flag {
     pub const KEEP_REMOVED: u32 = 1 << 7;
     /// A reply of a real server behind `nat` is rewritten without a connection too, where it can be nobody else's.
     pub const STATELESS_REPLIES: u32 = 1 << 8;
+    /// Only some clients are served: [`super::VirtualServerEntry::prefixes`].
+    pub const FILTERED: u32 = 1 << 9;
 }
 
 /// Value of `virtual_servers`, and at [`VirtualServerEntry::index`] of `services`, which the packet path reads.
@@ -219,12 +221,19 @@ pub struct VirtualServerEntry {
     /// Lanes that the turn of a comparison goes round, counted from the first chunk's first.
     pub lanes: u32,
     /// Always zero.
-    pub reserved: [u32; 9],
+    pub padding: u32,
+    /// Which clients are served: first line and number of lines in `prefixes`; where there is none, all are.
+    pub prefixes: Run,
+    /// Tells lists of prefixes apart: the same for the same list.
+    pub prefixes_digest: u64,
+    /// Always zero.
+    pub reserved: [u32; 4],
 }
 
 const _: () = assert!(size_of::<VirtualServerEntry>() == 128);
 const _: () = assert!(core::mem::offset_of!(VirtualServerEntry, ring) == 40);
 const _: () = assert!(core::mem::offset_of!(VirtualServerEntry, persistence_mask) == 64);
+const _: () = assert!(core::mem::offset_of!(VirtualServerEntry, prefixes) == 96);
 
 /// No index.
 pub const NONE: u32 = u32::MAX;

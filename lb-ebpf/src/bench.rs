@@ -116,7 +116,7 @@ fn write(ctx: &XdpContext, config: &BenchConfig, flow: u32) -> Option<()> {
         // SAFETY: as above.
         unsafe { store(frame.add(PACKET_OFFSET + index * 4).cast(), *word) };
     }
-    let (address, port) = bench::client(config.first_address, flow);
+    let (address, port) = bench::client(config.first_address, config.address_shift, flow);
     let shift = config.port_shift & 16;
     let ports = config.ports & !(0xffff << shift) | u32::from(port.to_be()) << shift;
     // SAFETY: `at` compared the words' ends with the packet's.

@@ -23,6 +23,8 @@ pub fn enter(ctx: &XdpContext) -> Verdict {
 }
 
 /// Decides what becomes of the packet, and prepares it for that.
+///
+/// Without closures, which LLVM may leave functions of their own that return by the caller's stack; the verifier refuses that.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
     // No closures, which are functions that LLVM may leave as they are.

@@ -7,6 +7,7 @@
 #![feature(asm_experimental_arch, core_intrinsics)]
 #![expect(internal_features, reason = "core::sync::atomic has no fetch_add on bpfel")]
 
+mod access;
 mod arrival;
 mod clock;
 #[cfg_attr(feature = "lru", path = "conntrack_lru.rs")]

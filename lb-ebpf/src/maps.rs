@@ -14,6 +14,7 @@ use lb_common::drop_reason::DropReason;
 use lb_common::hash::Secret;
 use lb_common::interface::InterfaceEntry;
 use lb_common::net::Address;
+use lb_common::prefix::PrefixLine;
 use lb_common::real::{ClientHop, CountChunk, LoadChunk, RealServerEntry};
 use lb_common::service::{IndexBucket, Lookups, RingChunk, ServiceKey, VirtualServerEntry};
 use lb_common::{
@@ -67,6 +68,10 @@ pub static SERVER_COUNTS: Array<CountChunk, { REAL_PLACES_MAX as usize / 8 }, MM
 /// Runs of real servers, and of chunks of `server_loads`, for the virtual servers' schedulers.
 #[btf_map(name = "scheduler_rings")]
 pub static SCHEDULER_RINGS: Array<RingChunk, 1, MMAPABLE> = Array::new();
+
+/// Which clients the virtual servers serve.
+#[btf_map(name = "prefixes")]
+pub static PREFIXES: Array<PrefixLine, 1, MMAPABLE> = Array::new();
 
 /// How many turns each virtual server's scheduler has taken.
 #[btf_map(name = "rr_cursors")]

@@ -24,7 +24,7 @@ use crate::rewrite::{self, End, Translation};
 use crate::service::{self, Hit};
 use crate::tcp::{self, Sender};
 use crate::verdict::{Stop, Verdict};
-use crate::{clock, encap, exceptional, maps, schedule, template, word};
+use crate::{access, clock, encap, exceptional, maps, schedule, template, word};
 
 /// Decides what becomes of the packet, and prepares it for that.
 ///
@@ -104,6 +104,10 @@ impl Newcomer {
 fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
     parse::validate(ctx, packet, hit.index)?;
     let flags = parse::tcp_flags(ctx, packet)?;
+    // Before the table: a flood of SYNs from denied clients costs no look-up there.
+    if tcp::is_opening(flags) {
+        access::check(&packet.source, hit)?;
+    }
     let key = replies::request_key(packet, hit);
     let choice = match known(packet, hit, key, flags) {
         Known::Is(choice) => choice,
@@ -204,6 +208,9 @@ fn is_fresh(meta: Meta) -> bool {
 /// The real server for a packet of an unknown connection.
 #[inline(always)]
 fn open(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Result<Choice, Stop> {
+    if !tcp::is_opening(flags) {
+        access::check(&packet.source, hit)?;
+    }
     let service = service::by_index(hit.index).ok_or(DropReason::NoRealServer)?;
     let unknown = Stop::by(service.unknown_connection, DropReason::NoConnection);
     let refusal = Stop::by(service.no_real_server, DropReason::NoRealServer);

@@ -23,10 +23,10 @@ use crate::datapath::xdp::table::task::Scan;
 use crate::datapath::xdp::{XdpDatapath, packet_log, pins};
 use crate::datapath::{DatapathError, ticks};
 use crate::error::chain;
-use crate::host::jiffies_per_second;
 use crate::host::journal::HostChange;
 use crate::host::link::{self, Link};
 use crate::host::preflight::{Facts, Problem};
+use crate::host::{firewall, jiffies_per_second};
 use crate::instance::{Instance, InstanceError};
 use crate::model::VirtualServer;
 use crate::nexthop::{self, Found, Resolution, Resolver};
@@ -98,6 +98,7 @@ impl Daemon {
         for line in facts.warnings(&config) {
             warn!("{line}");
         }
+        warn_of_the_firewall(&config);
         let host = facts.links;
         let links = interfaces(&config, &instance, &host)?;
 
@@ -301,6 +302,12 @@ fn refuse(problems: Vec<Problem>) -> Result<(), StartError> {
     if problems.is_empty() { Ok(()) } else { Err(StartError::Unfit(problems)) }
 }
 
+/// In a thread of its own: a large ruleset takes its tools a while, and the start waits for none of it.
+fn warn_of_the_firewall(config: &Config) {
+    let config = config.clone();
+    drop(std::thread::spawn(move || firewall::warnings(&config).iter().for_each(|line| warn!("{line}"))));
+}
+
 /// The configured interfaces, in the order of the file; refused where somebody else's XDP program is on one.
 fn interfaces(config: &Config, instance: &Instance, host: &[Link]) -> Result<Vec<Link>, StartError> {
     let ours = instance.pins().programs();
@@ -359,11 +366,12 @@ fn take_over(config: &Config, instance: &mut Instance, keep: &[Link]) -> Result<
 }
 
 fn load(config: &Config, capacity: Capacity, secret: Secret) -> Result<XdpDatapath, StartError> {
-    let Capacity { real_servers_max, ring_chunks, nat, wide_tuples } = capacity;
+    let Capacity { real_servers_max, ring_chunks, prefix_lines, nat, wide_tuples } = capacity;
     let options = LoadOptions {
         connections_max: config.xdp.connections_max,
         real_servers_max,
         ring_chunks,
+        prefix_lines,
         nat,
         wide_tuples,
         reject_rate: config.xdp.reject_rate,

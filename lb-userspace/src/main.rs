@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use lb_common::net::Protocol;
 use lb_userspace::cli;
 use lb_userspace::cli::operator::RealServerName;
+use lb_userspace::cli::status::Topic;
 use lb_userspace::config::XdpMode;
 
 /// Load balancer for TCP and UDP: XDP forwards by NAT, direct routing or tunnelling, from one TOML file.
@@ -43,7 +44,13 @@ enum Command {
     Status {
         #[command(flatten)]
         target: TargetArguments,
-        /// Print JSON instead of a table
+        /// Say instead why packets were dropped: each reason that was counted, what it means, and what to do
+        #[arg(long)]
+        drops: bool,
+        /// With --drops: every reason, also those that no packet was dropped for
+        #[arg(long, requires = "drops")]
+        all: bool,
+        /// Print JSON instead of text
         #[arg(long)]
         json: bool,
     },
@@ -176,7 +183,10 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config } => cli::run::run(&config),
         Command::Check { file, config } => Ok(cli::check::check(&config.unwrap_or(file))),
-        Command::Status { target, json } => cli::status::status(&target.into(), json),
+        Command::Status { target, drops, all, json } => {
+            let topic = if drops { Topic::Drops { all } } else { Topic::Everything };
+            cli::status::status(&target.into(), topic, json)
+        }
         Command::Connections { target, options } => cli::connections::connections(&target.into(), &options.into()),
         Command::Drain { real_server, options, span } => {
             cli::operator::drain(&options.target.into(), real_server, options.virtual_server, span)

@@ -105,6 +105,7 @@ impl Sources<'_> {
             address: service.address,
             scheduler: scheduler.name().to_owned(),
             counters: counters.into(),
+            denied: configured.and_then(|server| server.access.as_ref()).map(|_| counters.denied),
             real_servers: real_servers.into_iter().map(|real| self.real_server(service, &real)).collect(),
         }
     }

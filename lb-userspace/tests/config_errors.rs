@@ -2,7 +2,10 @@
 //!
 //! Each case changes a good file and keeps the whole output as a snapshot, `tests/snapshots/config_errors__*.snap`.
 
-use lb_userspace::config::parse;
+use std::io;
+use std::path::Path;
+
+use lb_userspace::config::{parse, parse_with};
 
 const GOOD: &str = r#"[global]
 instance = "evenkeel"
@@ -338,6 +341,58 @@ refused! {
     later_option_of_the_sorry_server: "forwarding =" => "sorry_server_inhibit\nforwarding =";
     boolean_as_a_word: r#"mode = "auto""# => "packet_log = yes";
     keepalived_words_with_its_values: r#"forwarding = "nat""# => r#"lb_kind = "DR""#;
+}
+
+// Which clients are served.
+refused! {
+    prefix_with_host_bits: "forwarding =" => "allow = [\"192.0.2.1/24\", \"192.0.2.0/33\", \"example.com\"]\nforwarding =";
+    prefix_of_another_family: "forwarding =" => "deny = [\"2001:db8::/32\"]\nforwarding =";
+    prefix_allowed_and_denied: "forwarding =" => "allow = [\"192.0.2.0/24\"]\ndeny = [\"198.51.100.7\", \"192.0.2.0/24\"]\nforwarding =";
+    nobody_allowed: "forwarding =" => "allow = []\nforwarding =";
+    prefixes_as_a_string: "forwarding =" => "deny = \"192.0.2.0/24\"\nforwarding =";
+    prefixes_of_a_file_that_is_not_there: "forwarding =" => "deny_file = \"/etc/evenkeel/denied\"\nforwarding =";
+    prefixes_of_a_file_with_a_relative_path: "forwarding =" => "deny_file = \"denied\"\nforwarding =";
+}
+
+/// The files that a configuration here may name.
+fn files(path: &Path) -> io::Result<String> {
+    match path.to_str() {
+        Some("/lists/good") => {
+            Ok("# from somewhere\n192.0.2.0/24 # its network\n\n198.51.100.7\n192.0.2.0/24\n".to_owned())
+        }
+        Some("/lists/bad") => Ok("192.0.2.0/24\n192.0.2.0 /24\n198.51.100.7/24\n".to_owned()),
+        Some("/lists/terrible") => Ok("; not a comment\n".repeat(13)),
+        Some("/lists/empty") => Ok("# nothing\n".to_owned()),
+        Some("/lists/long") => Ok((0..100_001_u32).map(|n| format!("{}\n", std::net::Ipv4Addr::from(n))).collect()),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+fn with_files(keys: &str) -> Result<lb_userspace::config::Config, String> {
+    let text = GOOD.replacen("forwarding =", &format!("{keys}\nforwarding ="), 1);
+    parse_with("lb.toml", &text, &files).map_err(|diagnostics| diagnostics.to_string())
+}
+
+#[test]
+fn a_file_of_prefixes_has_comments_addresses_and_repetitions() {
+    let config = with_files(r#"deny_file = "/lists/good""#).unwrap_or_else(|text| panic!("{text}"));
+    let list = config.virtual_servers[0].access.clone().expect("a list");
+    let prefixes: Vec<String> = list.prefixes().map(|(prefix, _)| prefix.to_string()).collect();
+    assert_eq!(prefixes, ["192.0.2.0/24", "198.51.100.7/32"]);
+    assert!(with_files(r#"deny_file = "/lists/empty""#).is_ok_and(|config| config.virtual_servers[0].access.is_none()));
+}
+
+#[test]
+fn files_of_prefixes_are_refused_with_file_and_line() {
+    let refusals = [
+        r#"deny_file = "/lists/bad""#,
+        r#"deny_file = "/lists/terrible""#,
+        r#"allow_file = "/lists/empty""#,
+        "allow_file = \"/lists/good\"\ndeny = [\"198.51.100.7\"]",
+        r#"deny_file = "/lists/long""#,
+    ];
+    let texts: Vec<String> = refusals.iter().map(|keys| with_files(keys).expect_err("refused")).collect();
+    insta::assert_snapshot!(texts.join("\n\n"));
 }
 
 // Values as others call them.

@@ -8,13 +8,14 @@ use evenkeel_tests::lab;
 use crate::shell::{self, Step};
 
 /// Programs that the lab, the tests and the demo run, each with its Debian package.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("nsenter", "util-linux"),
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("bpftool", "bpftool"),
+    ("nft", "nftables"),
 ];
 
 /// The programs of the lab that are not installed, with their Debian packages.

@@ -1,4 +1,5 @@
-//! `evenkeel check FILE`: says whether a configuration is usable. Needs no root and opens nothing but the file.
+//! `evenkeel check FILE`: says whether a configuration is usable. Needs no root, and opens nothing but the file and those that it
+//! names; what it may not read of the firewall it says nothing about.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -8,6 +9,7 @@ use lb_common::service::Scheduler;
 
 use crate::config::{self, Config, LoadError};
 use crate::error::chain;
+use crate::host::firewall;
 use crate::model::VirtualServer;
 
 const OK: u8 = 0;
@@ -18,14 +20,22 @@ const INVALID: u8 = 2;
 ///
 /// Exits 0 when the configuration is usable, 2 when it has errors, 1 when the file cannot be read.
 pub fn check(file: &Path) -> ExitCode {
-    let code = run(file, &mut io::stdout().lock(), &mut io::stderr().lock());
+    let code = run(file, &firewall::warnings, &mut io::stdout().lock(), &mut io::stderr().lock());
     ExitCode::from(code)
 }
 
-fn run(file: &Path, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
+fn run(
+    file: &Path,
+    of_the_host: &dyn Fn(&Config) -> Vec<String>,
+    stdout: &mut dyn Write,
+    stderr: &mut dyn Write,
+) -> u8 {
     let (written, code) = match config::load(file) {
         Ok(config) => {
-            let warned = warn(file, &config, stderr);
+            let mut warned = warn(file, &config, stderr);
+            for line in of_the_host(&config) {
+                warned = warned.and_then(|()| writeln!(stderr, "{}: warning: {line}", file.display()));
+            }
             (warned.and_then(|()| writeln!(stdout, "{}: ok: {}", file.display(), summary(&config))), OK)
         }
         Err(error @ LoadError::Read { .. }) => (writeln!(stderr, "evenkeel: {}", chain(&error)), FAILED),
@@ -126,7 +136,7 @@ address = "10.0.1.12"
         let file = directory.path().join("lb.toml");
         std::fs::write(&file, text).unwrap();
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let code = run(&file, &mut stdout, &mut stderr);
+        let code = run(&file, &|_| Vec::new(), &mut stdout, &mut stderr);
         let name = file.display().to_string();
         let [stdout, stderr] =
             [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap().replace(&name, "lb.toml"));
@@ -190,7 +200,7 @@ address = "10.0.1.12"
     #[test]
     fn a_file_that_cannot_be_read_names_path_and_cause() {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let code = run(Path::new("/nonexistent/lb.toml"), &mut stdout, &mut stderr);
+        let code = run(Path::new("/nonexistent/lb.toml"), &|_| Vec::new(), &mut stdout, &mut stderr);
         let stderr = String::from_utf8(stderr).unwrap();
         assert_eq!(stderr, "evenkeel: cannot read /nonexistent/lb.toml: No such file or directory (os error 2)\n");
         assert_eq!(code, 1);
@@ -201,6 +211,6 @@ address = "10.0.1.12"
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("lb.toml");
         std::fs::write(&file, GOOD).unwrap();
-        assert_eq!(run(&file, &mut ClosedPipe, &mut ClosedPipe), 0);
+        assert_eq!(run(&file, &|_| Vec::new(), &mut ClosedPipe, &mut ClosedPipe), 0);
     }
 }

@@ -4,6 +4,7 @@ pub mod check;
 pub mod cleanup;
 pub mod connections;
 pub mod decap;
+mod drops;
 pub mod instance;
 pub mod operator;
 pub mod run;

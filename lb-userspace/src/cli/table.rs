@@ -111,7 +111,8 @@ fn table(virtual_servers: &[VirtualServer]) -> String {
 
 fn virtual_server_row(server: &VirtualServer) -> Vec<String> {
     let name = server.name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
-    let title = format!("{} {}{name}", server.protocol, server.address);
+    let denied = server.denied.map_or_else(String::new, |packets| format!(", {packets} denied"));
+    let title = format!("{} {}{name}{denied}", server.protocol, server.address);
     let sum =
         |count: fn(&RealServer) -> u32| server.real_servers.iter().map(|real| u64::from(count(real))).sum::<u64>();
     let (active, inactive) = (sum(|real| real.active), sum(|real| real.inactive));
@@ -223,6 +224,7 @@ mod tests {
             address: "10.77.0.100:80".parse().unwrap(),
             scheduler: "rr".to_owned(),
             counters,
+            denied: Some(14),
             real_servers: vec![real, silent, sorry],
         }
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::{Config, Diagnostics, not_utf8, parse};
+use super::{Config, Diagnostics, not_utf8, parse_with};
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +21,7 @@ pub enum LoadError {
     Invalid(Diagnostics),
 }
 
-/// Reads and checks the file at `path`.
+/// Reads and checks the file at `path`, and those that it names.
 ///
 /// # Errors
 /// [`LoadError::Read`] when the file cannot be read, [`LoadError::Invalid`] with all that is wrong in it.
@@ -29,7 +29,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     let name = path.display().to_string();
     let bytes = fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
     match str::from_utf8(&bytes) {
-        Ok(text) => parse(&name, text).map_err(LoadError::Invalid),
+        Ok(text) => parse_with(&name, text, &|path| fs::read_to_string(path)).map_err(LoadError::Invalid),
         Err(error) => Err(LoadError::Invalid(not_utf8(&name, &bytes, error.valid_up_to()))),
     }
 }

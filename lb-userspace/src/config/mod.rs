@@ -2,6 +2,7 @@
 //!
 //! Opens no socket and asks no kernel: whether an interface exists or an address is free is not checked here.
 
+mod access;
 mod address;
 mod diagnostic;
 mod duration;
@@ -28,6 +29,7 @@ mod tests;
 
 use toml::de::DeTable;
 
+pub use self::access::Files;
 pub use self::diagnostic::{Diagnostic, Diagnostics};
 pub use self::file::{LoadError, load};
 use self::lines::Lines;
@@ -36,11 +38,19 @@ use self::reader::Reader;
 use self::report::Report;
 pub use self::xdp::PIN_DIRECTORY;
 
-/// Checks `text`, the contents of a file that messages call `name`.
+/// As [`parse_with`], where none of the files that it names can be read.
+///
+/// # Errors
+/// As there.
+pub fn parse(name: &str, text: &str) -> Result<Config, Diagnostics> {
+    parse_with(name, text, &|_| Err(std::io::ErrorKind::NotFound.into()))
+}
+
+/// Checks `text`, the contents of a file that messages call `name`, and what `files` gives for the files that it names.
 ///
 /// # Errors
 /// All that is wrong with it, in the order of the file.
-pub fn parse(name: &str, text: &str) -> Result<Config, Diagnostics> {
+pub fn parse_with(name: &str, text: &str, files: Files<'_>) -> Result<Config, Diagnostics> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let repaired = syntax::repair(text);
     let mut report = Report::new(text, &repaired);
@@ -52,7 +62,7 @@ pub fn parse(name: &str, text: &str) -> Result<Config, Diagnostics> {
     let global = global::read(&root, &mut report);
     let xdp = xdp::read(&root, global.as_ref().map(|global| global.backend), &mut report);
     let timeouts = timeouts::read(&root, &mut report);
-    let virtual_servers = virtual_server::read_all(&root, &mut report);
+    let virtual_servers = virtual_server::read_all(&root, files, &mut report);
     match (global, xdp) {
         (Some(global), Some(xdp)) if report.is_empty() => Ok(Config { global, xdp, timeouts, virtual_servers }),
         _ => Err(report.finish(name)),

@@ -8,6 +8,7 @@ use lb_common::VIRTUAL_SERVERS_MAX;
 use lb_common::net::Protocol;
 use lb_common::service::ForwardingMethod;
 
+use super::access::{self, Files};
 use super::address::{self, Role};
 use super::policy;
 use super::reader::{Reader, Words};
@@ -40,7 +41,7 @@ struct Claimed {
 }
 
 /// Reads every `[[virtual_server]]`; those with errors are left out.
-pub fn read_all(root: &Reader<'_>, report: &mut Report<'_>) -> Vec<VirtualServer> {
+pub fn read_all(root: &Reader<'_>, files: Files<'_>, report: &mut Report<'_>) -> Vec<VirtualServer> {
     let tables = root.tables("virtual_server", &schema::VIRTUAL_SERVER, report);
     if tables.is_empty() && (root.lacks("virtual_server", report) || root.is_empty_array("virtual_server")) {
         report.error_in_file("there is no virtual_server, must be at least one".into(), Some(EXAMPLE.into()));
@@ -51,10 +52,10 @@ pub fn read_all(root: &Reader<'_>, report: &mut Report<'_>) -> Vec<VirtualServer
         report.error(&first_over.span, message, Some(help));
     }
     let mut claimed = Claimed::default();
-    tables.iter().filter_map(|table| read(table, &mut claimed, report)).collect()
+    tables.iter().filter_map(|table| read(table, &mut claimed, files, report)).collect()
 }
 
-fn read(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> Option<VirtualServer> {
+fn read(table: &Reader<'_>, claimed: &mut Claimed, files: Files<'_>, report: &mut Report<'_>) -> Option<VirtualServer> {
     let name = name(table, claimed, report);
     table.require("address", r#""ip:port""#, r#"write address = "10.0.0.100:80""#, report);
     let address = vip(table, report);
@@ -66,7 +67,9 @@ fn read(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> O
         claim_service(service, span, claimed, report);
         service
     });
-    let policy = policy::read(table, address.as_ref().map(|(address, _)| address.ip()), protocol, report);
+    let vip = address.as_ref().map(|(address, _)| address.ip());
+    let policy = policy::read(table, vip, protocol, report);
+    let access = access::read(table, vip, files, report);
     let mut parent = Parent {
         address: address.map(|(address, span)| (address, report.line(&span))),
         protocol,
@@ -81,7 +84,7 @@ fn read(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> O
         Some(_) | None => {}
     }
     policy::check_number(table, policy.scheduler, real_servers.len(), report);
-    Some(VirtualServer { name, service: service?, policy, real_servers, sorry_server })
+    Some(VirtualServer { name, service: service?, policy, access, real_servers, sorry_server })
 }
 
 fn name(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> Option<String> {

@@ -150,6 +150,8 @@ pub struct VirtualServer {
     pub scheduler: String,
     /// What was counted.
     pub counters: Counters,
+    /// Packets of clients that `allow` and `deny` do not let in; `None` where all clients are served.
+    pub denied: Option<u64>,
     /// By address.
     pub real_servers: Vec<RealServer>,
 }
@@ -220,7 +222,8 @@ pub struct Counters {
 
 impl From<lb_common::counters::Counters> for Counters {
     fn from(counters: lb_common::counters::Counters) -> Self {
-        let lb_common::counters::Counters { connections, packets_in, packets_out, bytes_in, bytes_out } = counters;
+        let lb_common::counters::Counters { connections, packets_in, packets_out, bytes_in, bytes_out, denied: _ } =
+            counters;
         Self { connections, packets_in, packets_out, bytes_in, bytes_out }
     }
 }

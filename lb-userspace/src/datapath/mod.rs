@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::connection::{TICK_SHIFT, TIMEOUT_MAX};
 use lb_common::service::{ForwardingMethod, Refusal, Scheduler};
 
-use crate::model::{self, Removal, Service, Thresholds, VirtualServer, Weight};
+use crate::model::{self, AccessList, Removal, Service, Thresholds, VirtualServer, Weight};
 use crate::schedule::index::IndexError;
 
 pub mod xdp;
@@ -39,6 +40,8 @@ pub type ServiceTable = BTreeMap<Service, Servers>;
 pub struct Servers {
     /// How it treats new and lost connections.
     pub policy: Policy,
+    /// Which clients it serves; `None`: all.
+    pub access: Option<Clients>,
     /// Real servers by address; round robin goes through them in this order.
     pub real_servers: BTreeMap<SocketAddr, Settings>,
     /// Who takes connections that would find no real server.
@@ -72,6 +75,23 @@ pub struct Policy {
     pub removed_real_server: Removal,
 }
 
+/// Which clients are served.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    /// [`AccessList::digest`].
+    pub digest: u64,
+    /// What they are; `None` where that was read back, since the kernel's form does not tell it.
+    pub list: Option<Arc<AccessList>>,
+}
+
+impl PartialEq for Clients {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for Clients {}
+
 /// That a client's connections go to one real server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Persistence {
@@ -95,13 +115,14 @@ pub struct Settings {
 impl Servers {
     /// What stands behind `server`, on a kernel with `hz` jiffies a second.
     pub fn new(server: &VirtualServer, hz: u32) -> Self {
-        let VirtualServer { name: _, service: _, policy, real_servers, sorry_server } = server;
+        let VirtualServer { name: _, service: _, policy, access, real_servers, sorry_server } = server;
         let settings = |real: &model::RealServer| {
             let model::RealServer { address, weight, forwarding, thresholds } = *real;
             (address, Settings { weight, forwarding, thresholds })
         };
         Self {
             policy: Policy::new(policy, hz),
+            access: access.as_ref().map(|list| Clients { digest: list.digest(), list: Some(Arc::clone(list)) }),
             real_servers: real_servers.iter().map(settings).collect(),
             sorry_server: sorry_server.map(|real| (real.address, real.forwarding)),
         }
@@ -200,6 +221,12 @@ pub enum DatapathError {
         /// What was found there.
         found: String,
     },
+    /// A list of clients is not known any more.
+    #[error("the list of clients of {service} is not known; reload the configuration")]
+    UnknownClients {
+        /// The virtual server.
+        service: Service,
+    },
     /// A map operation failed.
     #[error("cannot {action} map {map}")]
     Map {
@@ -243,6 +270,7 @@ mod tests {
             name: Some("web".to_owned()),
             service: Service { address: ([10, 0, 0, 1], 80).into(), protocol: Protocol::Tcp },
             policy,
+            access: None,
             real_servers: vec![real(2, 5), real(1, 3)],
             sorry_server: Some(real(9, 1)),
         };

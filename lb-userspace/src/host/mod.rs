@@ -1,5 +1,6 @@
 //! What the daemon must know of the host, and the few things that it changes there and puts back.
 
+pub mod firewall;
 pub mod journal;
 pub mod link;
 pub mod offload;

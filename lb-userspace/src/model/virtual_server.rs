@@ -1,10 +1,11 @@
 //! What clients address, and who answers for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::service::{Refusal, Scheduler};
 
-use super::{RealServer, Service};
+use super::{AccessList, RealServer, Service};
 
 /// A virtual server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct VirtualServer {
     pub service: Service,
     /// How it treats new and lost connections.
     pub policy: Policy,
+    /// Which clients it serves; without a list all.
+    pub access: Option<Arc<AccessList>>,
     /// In the order of the file, each address once; never empty when it comes from a configuration.
     pub real_servers: Vec<RealServer>,
     /// Who takes connections that would find no real server; its weight and thresholds mean nothing.

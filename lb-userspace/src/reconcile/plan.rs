@@ -55,7 +55,7 @@ mod tests {
         };
         let real_servers = (1_u8..).zip(weights).map(|(n, w)| (([10, 0, 1, n], 80).into(), settings(*w))).collect();
         let policy = Policy::new(&model::Policy::new(Scheduler::Rr), 250);
-        Servers { policy, real_servers, sorry_server: None }
+        Servers { policy, access: None, real_servers, sorry_server: None }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The program that is measured, with tables that the daemon's own code fills. Nothing else here knows of that code.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use aya::maps::Array;
@@ -15,12 +16,12 @@ use lb_userspace::datapath::xdp::object::{self, LoadOptions};
 use lb_userspace::datapath::xdp::pins::MAPS;
 use lb_userspace::datapath::xdp::tables::Way;
 use lb_userspace::datapath::xdp::{XdpDatapath, attach};
-use lb_userspace::datapath::{Policy, Servers, ServiceTable, Settings};
-use lb_userspace::model::{self, Service, Thresholds, Weight};
+use lb_userspace::datapath::{Clients, Policy, Servers, ServiceTable, Settings};
+use lb_userspace::model::{self, Access, AccessList, Service, Thresholds, Weight};
 use lb_userspace::reconcile::reconcile;
 
-use crate::matrix::{Experiment, HOT};
-use crate::packet::{DIRECTOR_MAC, real_mac};
+use crate::matrix::{Experiment, HOT, Kind};
+use crate::packet::{self, DIRECTOR_MAC, real_mac};
 
 /// Which program.
 #[derive(Clone, Copy, Debug)]
@@ -53,11 +54,12 @@ impl Director {
     /// `program` with the virtual server of `experiment`, and no connection.
     pub fn serving(program: Program<'_>, experiment: &Experiment) -> Result<Self> {
         let desired = table(experiment);
-        let Capacity { real_servers_max, ring_chunks, nat, wide_tuples } = Capacity::of(&desired);
+        let Capacity { real_servers_max, ring_chunks, prefix_lines, nat, wide_tuples } = Capacity::of(&desired);
         let options = LoadOptions {
             connections_max: experiment.flows.max(HOT),
             real_servers_max,
             ring_chunks,
+            prefix_lines,
             nat,
             wide_tuples,
             reject_rate: 0,
@@ -95,6 +97,11 @@ impl Director {
     pub fn packets(&self) -> Result<u64> {
         let statistics = self.datapath.statistics()?;
         Ok(statistics.iter().map(|server| server.counters.packets_in + server.counters.packets_out).sum())
+    }
+
+    /// Packets of clients that were not let in.
+    pub fn denied(&self) -> Result<u64> {
+        Ok(self.datapath.statistics()?.iter().map(|server| server.counters.denied).sum())
     }
 
     /// Connections that are established.
@@ -142,9 +149,13 @@ fn table(experiment: &Experiment) -> ServiceTable {
         forwarding: path.method(),
         thresholds: Thresholds::default(),
     };
+    let holds_client = experiment.kind == Kind::Denied;
+    let prefixes = packet::prefixes(family, experiment.prefixes, holds_client).into_iter();
+    let list = AccessList::new(prefixes.map(|prefix| (prefix, Access::Denied)).collect());
     let servers = Servers {
         policy: Policy::new(&model::Policy::new(scheduler), HZ),
         real_servers: (0..servers).map(|n| (family.real(path, n), settings(n))).collect(),
+        access: (experiment.prefixes > 0).then(|| Clients { digest: list.digest(), list: Some(Arc::new(list)) }),
         sorry_server: None,
     };
     BTreeMap::from([(Service { address: family.vip(), protocol: Protocol::Tcp }, servers)])

@@ -61,6 +61,12 @@ pub enum Kind {
     New,
     /// The ACK that establishes it.
     FirstAck,
+    /// As [`Kind::Established`], of clients beside denied prefixes; above the same without these.
+    EstablishedListed,
+    /// As [`Kind::New`], likewise.
+    NewListed,
+    /// SYNs of clients in denied prefixes.
+    Denied,
 }
 
 impl Kind {
@@ -69,6 +75,9 @@ impl Kind {
             Self::Established => "established",
             Self::New => "new",
             Self::FirstAck => "first ack",
+            Self::EstablishedListed => "established beside denied",
+            Self::NewListed => "new beside denied",
+            Self::Denied => "denied",
         }
     }
 }
@@ -90,12 +99,18 @@ pub struct Experiment {
     pub servers: u16,
     /// Live flows, for which the table is made.
     pub flows: u32,
+    /// Prefixes that are denied.
+    pub prefixes: u32,
 }
+
+/// Denied prefixes, and flows: each client is in one of its own, or beside it.
+pub const PREFIXES: u32 = 10_000;
 
 /// All of them in the order of the report; with `quick` only those that take no minute to set up.
 pub fn experiments(quick: bool) -> Vec<Experiment> {
     let mut all = established();
     all.extend(new_flows());
+    all.extend(listed());
     all.retain(|experiment| !quick || is_quick(experiment));
     all
 }
@@ -113,6 +128,7 @@ fn established() -> Vec<Experiment> {
                 scheduler: Scheduler::Rr,
                 servers,
                 flows,
+                prefixes: 0,
             }));
         }
     }
@@ -127,6 +143,7 @@ fn new_flows() -> Vec<Experiment> {
         scheduler,
         servers,
         flows: HOT,
+        prefixes: 0,
     };
     let wlc = dr(Scheduler::Wlc, 64);
     let rr = dr(Scheduler::Rr, 64);
@@ -144,17 +161,34 @@ fn new_flows() -> Vec<Experiment> {
     all
 }
 
+fn listed() -> Vec<Experiment> {
+    let kinds = [Kind::EstablishedListed, Kind::NewListed, Kind::Denied];
+    let listed = |family| {
+        kinds.map(|kind| Experiment {
+            kind,
+            family,
+            path: Path::Dr,
+            scheduler: Scheduler::Rr,
+            servers: 64,
+            flows: PREFIXES,
+            prefixes: PREFIXES,
+        })
+    };
+    Family::ALL.into_iter().flat_map(listed).collect()
+}
+
 fn is_quick(experiment: &Experiment) -> bool {
     match experiment.kind {
         Kind::Established => experiment.flows <= 1_000_000,
         Kind::New | Kind::FirstAck => experiment.flows == HOT,
+        Kind::EstablishedListed | Kind::NewListed | Kind::Denied => true,
     }
 }
 
 impl fmt::Display for Experiment {
     /// What `--filter` looks into.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, family, path, scheduler, servers, flows } = self;
+        let Self { kind, family, path, scheduler, servers, flows, prefixes: _ } = self;
         let (kind, family, path, flows) = (kind.name(), family.name(), path.name(), size(*flows));
         write!(out, "{kind} {family} {path} {}/{servers} {flows}", scheduler.name())
     }
@@ -178,6 +212,10 @@ impl Experiment {
             Kind::Established => self.limit_established(),
             Kind::New => self.limit_new(),
             Kind::FirstAck => None,
+            // Above the same without a list.
+            Kind::EstablishedListed | Kind::NewListed => Some(30),
+            // What any hot packet of an established connection may take, and that.
+            Kind::Denied => self.limit_hot().map(|hot| hot + 30),
         }
     }
 
@@ -201,6 +239,11 @@ impl Experiment {
             (Family::V6, Path::Tun) => [50, 65, 100, 195, 225],
         };
         SIZES.into_iter().zip(limits).find(|(flows, _)| *flows == self.flows).map(|(_, limit)| limit)
+    }
+
+    /// The limit of established connections that stay in the cache.
+    fn limit_hot(&self) -> Option<i64> {
+        Self { flows: 1, ..*self }.limit_established()
     }
 
     fn limit_new(&self) -> Option<i64> {
@@ -236,15 +279,15 @@ mod tests {
         let all = names.len();
         names.sort();
         names.dedup();
-        // 2 families, 4 paths, 5 sizes; 22 of new flows when hot, 2 at a million; 2 of first ACKs
-        assert_eq!((names.len(), all), (40 + 26, 40 + 26));
+        // 2 families, 4 paths, 5 sizes; 22 of new flows when hot, 2 at a million; 2 of first ACKs; 3 with a list, 2 families
+        assert_eq!((names.len(), all), (40 + 26 + 6, 40 + 26 + 6));
     }
 
     #[test]
     fn quick_leaves_out_what_is_large() {
         let quick = experiments(true);
-        // three of the five sizes; neither those of new flows nor of first ACKs at a million
-        assert_eq!(quick.len(), 24 + 23);
+        // three of the five sizes; neither those of new flows nor of first ACKs at a million; all with a list
+        assert_eq!(quick.len(), 24 + 23 + 6);
         assert!(quick.iter().all(|experiment| experiment.flows <= 1_000_000));
     }
 
@@ -259,6 +302,8 @@ mod tests {
         assert_eq!(find("new v4 dr rr/64 1M").limit(), Some(220));
         assert_eq!(find("established v4 dr rr/64 4M").limit_of_lru(), Some(45));
         assert_eq!(find("new v4 dr rr/64 1M").limit_of_lru(), None);
+        assert_eq!(find("new beside denied v4 dr rr/64 10k").limit(), Some(30));
+        assert_eq!(find("denied v6 dr rr/64 10k").limit(), Some(35 + 30));
     }
 
     #[test]

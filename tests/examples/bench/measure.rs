@@ -47,6 +47,9 @@ impl Bench {
         match experiment.kind {
             Kind::Established => self.established(experiment),
             Kind::New | Kind::FirstAck => self.opening(experiment),
+            Kind::EstablishedListed => self.established_listed(experiment),
+            Kind::NewListed => self.new_listed(experiment),
+            Kind::Denied => self.denied(experiment),
         }
     }
 
@@ -93,7 +96,7 @@ impl Bench {
         let syn = config(&experiment, experiment.path, SYN);
         let measured = match experiment.kind {
             Kind::FirstAck => config(&experiment, experiment.path, ACK),
-            Kind::New | Kind::Established => syn,
+            Kind::New | Kind::Established | Kind::EstablishedListed | Kind::NewListed | Kind::Denied => syn,
         };
         let rounds = self.effort.packets.div_ceil(experiment.flows);
         let mut scores = Scores::default();
@@ -118,6 +121,65 @@ impl Bench {
             for (contestant, costs) in run.0 {
                 scores.add(contestant, Cost::mean(&costs).context("no round")?);
             }
+        }
+        finding(experiment, &scores)
+    }
+
+    /// Packets in random order over connections of clients beside denied prefixes, and over the same where none is denied.
+    fn established_listed(&mut self, experiment: Experiment) -> Result<Finding> {
+        let open = Experiment { prefixes: 0, ..experiment };
+        let listed = self.filled(Contestant::Table, Program::Product, &experiment)?;
+        let open = self.filled(Contestant::Open, Program::Product, &open)?;
+        let config = config(&experiment, experiment.path, ACK);
+        let mut scores = Scores::default();
+        for _ in 0..self.effort.runs {
+            scores.add(Contestant::Empty, self.random(Contestant::Empty, config)?);
+            for (contestant, director) in [(Contestant::Table, &listed), (Contestant::Open, &open)] {
+                let before = director.packets()?;
+                scores.add(contestant, self.random(contestant, config)?);
+                check(director, before, warm_up(config) + self.effort.packets)?;
+            }
+        }
+        above_open(experiment, &scores)
+    }
+
+    /// Packets that open connections, of clients beside denied prefixes, and the same where none is denied.
+    fn new_listed(&mut self, experiment: Experiment) -> Result<Finding> {
+        let open = Experiment { prefixes: 0, ..experiment };
+        let listed = self.director(Contestant::Table, Program::Product, &experiment)?;
+        let open = self.director(Contestant::Open, Program::Product, &open)?;
+        let mut directors = [(Contestant::Table, listed), (Contestant::Open, open)];
+        let syn = config(&experiment, experiment.path, SYN);
+        let mut scores = Scores::default();
+        for _ in 0..self.effort.runs {
+            let mut run = Scores::default();
+            for _ in 0..self.effort.packets.div_ceil(experiment.flows) {
+                run.add(Contestant::Empty, self.generator.send_each(Contestant::Empty, syn)?);
+                for (contestant, director) in &mut directors {
+                    director.clear()?;
+                    let before = director.packets()?;
+                    run.add(*contestant, self.generator.send_each(*contestant, syn)?);
+                    check(director, before, experiment.flows)?;
+                }
+            }
+            for (contestant, costs) in run.0 {
+                scores.add(contestant, Cost::mean(&costs).context("no round")?);
+            }
+        }
+        above_open(experiment, &scores)
+    }
+
+    /// SYNs of denied clients, in random order.
+    fn denied(&mut self, experiment: Experiment) -> Result<Finding> {
+        let director = self.director(Contestant::Table, Program::Product, &experiment)?;
+        let syn = config(&experiment, experiment.path, SYN);
+        let mut scores = Scores::default();
+        for _ in 0..self.effort.runs {
+            scores.add(Contestant::Empty, self.random(Contestant::Empty, syn)?);
+            let before = director.denied()?;
+            scores.add(Contestant::Table, self.random(Contestant::Table, syn)?);
+            let (denied, sent) = (director.denied()? - before, u64::from(warm_up(syn) + self.effort.packets));
+            ensure!(denied == sent, "of {sent} packets {denied} were denied");
         }
         finding(experiment, &scores)
     }
@@ -171,8 +233,19 @@ fn finding(experiment: Experiment, scores: &Scores) -> Result<Finding> {
     Ok(Finding { experiment, table, lru: Lru::None, floor: None, empty })
 }
 
+/// What `scores` say of a list of denied prefixes: above what the same takes without it.
+fn above_open(experiment: Experiment, scores: &Scores) -> Result<Finding> {
+    let open = scores.spread(Contestant::Open)?.median;
+    let table = scores.spread(Contestant::Table)?.above(open);
+    Ok(Finding { table, ..finding(experiment, scores)? })
+}
+
 fn config(experiment: &Experiment, path: Path, flags: u8) -> BenchConfig {
-    BenchConfig { flows: experiment.flows, ..packet::config(experiment.family, path, flags) }
+    let config = BenchConfig { flows: experiment.flows, ..packet::config(experiment.family, path, flags) };
+    match experiment.kind {
+        Kind::Established | Kind::New | Kind::FirstAck => config,
+        Kind::EstablishedListed | Kind::NewListed | Kind::Denied => packet::listed(experiment.family, config),
+    }
 }
 
 /// Packets before a run that are not counted: so many that nearly every bucket of a table that fits into a cache is there.
@@ -257,6 +330,7 @@ mod tests {
             scheduler: Scheduler::Rr,
             servers: 64,
             flows: 1,
+            prefixes: 0,
         };
         // 75 - 60 for what the control does too, + 10 for one of two moves of the head, which make the 20 between the controls
         assert_eq!(scores.above(Contestant::Table, &tun).unwrap().median.tenths(), 250);

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
 use lb_common::bench::{BenchConfig, FIRST_PORT, FRAME_LENGTH, Order, PACKET_OFFSET, PACKET_WORDS};
 
 use crate::matrix::{Family, Path};
@@ -104,8 +105,40 @@ pub fn config(family: Family, path: Path, flags: u8) -> BenchConfig {
         order: Order::Sequential,
         program: 0,
         next: 0,
+        address_shift: 0,
         padding: 0,
     }
+}
+
+/// Clients of whom each is in a prefix of its own, or beside it: [`LISTED_LENGTH`] bits of the word in which they differ, of
+/// IPv6 the second one.
+pub fn listed(family: Family, config: BenchConfig) -> BenchConfig {
+    let (address_word, first_address) = match family {
+        Family::V4 => (config.address_word, config.first_address),
+        Family::V6 => (3, 0x0011_0300),
+    };
+    BenchConfig { address_word, first_address, address_shift: 32 - LISTED_LENGTH + 1, ..config }
+}
+
+/// Bits of the word in which clients differ that a prefix of [`prefixes`] has.
+const LISTED_LENGTH: u32 = 26;
+
+/// A prefix for each of `count` clients of [`listed`], in which it is, or that lies between it and the next.
+pub fn prefixes(family: Family, count: u32, holds_client: bool) -> Vec<IpNet> {
+    let first = match family {
+        Family::V4 => last_word(family.client().ip()),
+        Family::V6 => 0x0011_0300,
+    };
+    let beside = if holds_client { 0 } else { 1 << (32 - LISTED_LENGTH) };
+    let prefix = |n: u32| {
+        let word = first.wrapping_add(n << (32 - LISTED_LENGTH + 1)).wrapping_add(beside);
+        let (address, length): (IpAddr, u32) = match family {
+            Family::V4 => (Ipv4Addr::from_bits(word).into(), LISTED_LENGTH),
+            Family::V6 => (Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(word) << 64).into(), 32 + LISTED_LENGTH),
+        };
+        IpNet::new(address, u8::try_from(length).unwrap_or(u8::MAX)).ok()
+    };
+    (0..count).filter_map(prefix).collect()
 }
 
 fn last_word(address: IpAddr) -> u32 {
@@ -217,6 +250,27 @@ mod tests {
         assert_eq!(packet[8..24], [0x20, 1, 0xd, 0xb8, 0, 0x11, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!((v6.address_word * 4, v6.ports_word * 4, v6.port_shift), (20, 40, 0));
         assert_eq!((packet[40..44].to_vec(), packet[53]), (vec![4, 0, 0, 80], ACK));
+    }
+
+    #[test]
+    fn each_listed_client_is_in_a_prefix_of_its_own_or_beside_it() {
+        for family in Family::ALL {
+            let listed = listed(family, config(family, Path::Dr, SYN));
+            let ([within, beside], count) = ([true, false].map(|holds| prefixes(family, 100, holds)), 100);
+            for n in 0..count {
+                let (word, _) = lb_common::bench::client(listed.first_address, listed.address_shift, n);
+                let mut packet = bytes(&listed);
+                let at = usize::try_from(listed.address_word).unwrap() * 4;
+                packet[at..at + 4].copy_from_slice(&word.to_be_bytes());
+                let client: IpAddr = match family {
+                    Family::V4 => <[u8; 4]>::try_from(&packet[12..16]).unwrap().into(),
+                    Family::V6 => <[u8; 16]>::try_from(&packet[8..24]).unwrap().into(),
+                };
+                let n = usize::try_from(n).unwrap();
+                assert_eq!(within.iter().position(|prefix| prefix.contains(&client)), Some(n), "{client}");
+                assert!(!beside.iter().any(|prefix| prefix.contains(&client)), "{client}");
+            }
+        }
     }
 
     #[test]

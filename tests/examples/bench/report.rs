@@ -55,11 +55,21 @@ impl Finding {
 /// Two tables, one of established connections and one of new ones, the notes, and how many limits were kept.
 pub fn text(findings: &[Finding]) -> String {
     let mut text = String::new();
-    let (established, new): (Vec<_>, Vec<_>) =
-        findings.iter().partition(|finding| finding.experiment.kind == Kind::Established);
-    for (title, findings) in [("established connections, in random order", established), ("new connections", new)] {
+    const ABOVE_EMPTY: &str = "above the empty program";
+    let tables = [
+        ("established connections, in random order", ABOVE_EMPTY, vec![Kind::Established]),
+        ("new connections", ABOVE_EMPTY, vec![Kind::New, Kind::FirstAck]),
+        (
+            "beside 10,000 denied prefixes",
+            "above the same without them",
+            vec![Kind::EstablishedListed, Kind::NewListed],
+        ),
+        ("in 10,000 denied prefixes", ABOVE_EMPTY, vec![Kind::Denied]),
+    ];
+    for (title, above, kinds) in tables {
+        let findings: Vec<_> = findings.iter().filter(|finding| kinds.contains(&finding.experiment.kind)).collect();
         if !findings.is_empty() {
-            push(&mut text, &format!("{title}: ns a packet above the empty program, median [lowest..highest]"));
+            push(&mut text, &format!("{title}: ns a packet {above}, median [lowest..highest]"));
             push(&mut text, &format!("{}\n", table(&findings)));
         }
     }
@@ -105,7 +115,9 @@ fn row(finding: &Finding) -> Vec<String> {
     let experiment = &finding.experiment;
     let kind = match experiment.kind {
         Kind::Established => String::new(),
-        kind @ (Kind::New | Kind::FirstAck) => format!(" {}", kind.name()),
+        Kind::EstablishedListed => " established".to_owned(),
+        Kind::NewListed => " new".to_owned(),
+        kind @ (Kind::New | Kind::FirstAck | Kind::Denied) => format!(" {}", kind.name()),
     };
     let verdict = match finding.keeps_limits() {
         None => "",
@@ -167,7 +179,7 @@ pub fn csv(findings: &[Finding]) -> String {
         .to_owned();
     for finding in findings {
         let Finding { experiment, table, lru, floor, empty } = finding;
-        let Experiment { kind, family, path, scheduler, servers, flows } = experiment;
+        let Experiment { kind, family, path, scheduler, servers, flows, prefixes: _ } = experiment;
         let (kind, family, path, scheduler) = (kind.name(), family.name(), path.name(), scheduler.name());
         let spread = |spread: &Spread| format!("{},{},{}", spread.median, spread.lowest, spread.highest);
         let lru = match lru {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "a test may panic, and serde_json's indexing does not")]
 
+mod access;
 mod connections;
 mod devices;
 mod direct;

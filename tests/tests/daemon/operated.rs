@@ -266,6 +266,12 @@ impl UdpFlow {
         Ok(Self(socket))
     }
 
+    /// As [`Self::ask`], with less patience.
+    pub fn ask_within(&self, time: Duration) -> std::io::Result<String> {
+        self.0.set_read_timeout(Some(time))?;
+        self.ask()
+    }
+
     /// Sends a datagram; the name of the server that answers.
     pub fn ask(&self) -> std::io::Result<String> {
         self.0.send(b"hello")?;

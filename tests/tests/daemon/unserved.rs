@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use evenkeel_tests::lab::{Arms, Crowd, Forwarding, Lab, address};
+use serde_json::Value;
 
 use crate::director::lab;
 use crate::operated::{ECHO, ECHO4, ECHO6, Operated, Server, UdpFlow, each, echoes, newcomers};
@@ -125,5 +126,11 @@ fn a_segment_of_an_unknown_connection_is_refused_at_once_or_dropped() -> Result<
     }
     let drops = operated.daemon.status()?["drops"].clone();
     ensure!(drops["no_connection"].as_u64().is_some_and(|drops| drops >= 2), "{drops:#}");
+    let explained = operated.does(&["status", "--drops"])?;
+    ensure!(explained.contains("no_connection: ") && explained.contains("to do: "), "{explained}");
+    ensure!(!explained.contains("no_headroom"), "nothing was dropped for that: {explained}");
+    let every: Vec<Value> = serde_json::from_str(&operated.does(&["status", "--drops", "--all", "--json"])?)?;
+    let known = drops.as_object().map_or(0, serde_json::Map::len);
+    ensure!(every.len() == known && every.iter().all(|line| line["remedy"].is_string()), "{every:#?}");
     operated.stop()
 }

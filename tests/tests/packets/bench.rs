@@ -26,9 +26,9 @@ use lb_userspace::datapath::xdp::object::{self, LoadOptions};
 use lb_userspace::datapath::xdp::pins::MAPS;
 use lb_userspace::datapath::xdp::tables::Way;
 use lb_userspace::datapath::xdp::{XdpDatapath, attach};
-use lb_userspace::datapath::{Policy, Servers, ServiceTable, Settings};
+use lb_userspace::datapath::{Clients, Policy, Servers, ServiceTable, Settings};
 use lb_userspace::host::jiffies_per_second;
-use lb_userspace::model::{self, Service, Thresholds, VirtualServer, Weight};
+use lb_userspace::model::{self, Access, AccessList, Service, Thresholds, VirtualServer, Weight};
 use lb_userspace::reconcile::reconcile;
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
 use nix::unistd::Pid;
@@ -59,6 +59,7 @@ pub const OPTIONS: LoadOptions = LoadOptions {
     connections_max: 4096,
     real_servers_max: 256,
     ring_chunks: 16_384,
+    prefix_lines: 4096,
     nat: true,
     wide_tuples: true,
     reject_rate: 1_000_000,
@@ -251,8 +252,24 @@ impl Bench {
         let real_servers: BTreeMap<_, _> =
             reals.iter().map(|(address, weight)| (*address, settings(*weight))).collect();
         let policy = Policy::new(policy, jiffies_per_second());
-        self.desired.insert(service, Servers { policy, real_servers, sorry_server: None });
+        let access = self.desired.get(&service).and_then(|servers| servers.access.clone());
+        self.desired.insert(service, Servers { policy, access, real_servers, sorry_server: None });
         self.reconcile();
+    }
+
+    /// Lets a virtual server that there is serve only some clients.
+    pub fn restrict(&mut self, service: Service, prefixes: &[(&str, Access)]) {
+        let parsed = prefixes.iter().map(|(prefix, access)| (prefix.parse().expect("a prefix"), *access));
+        let list = AccessList::new(parsed.collect());
+        let clients = Clients { digest: list.digest(), list: Some(Arc::new(list)) };
+        self.desired.get_mut(&service).expect("there is one").access = (!prefixes.is_empty()).then_some(clients);
+        self.reconcile();
+    }
+
+    /// The index of a virtual server.
+    pub fn index(&mut self, service: Service) -> u32 {
+        let servers = self.virtual_servers();
+        servers.iter().find(|entry| entry.key == service.into()).expect("it is installed").index
     }
 
     /// Installs `servers`, and nothing else.

@@ -13,7 +13,7 @@ use super::scene::{
     FAMILIES, Family, INGRESS, METHODS, NAT_PORT, PORT, PROTOCOLS, UNLISTED, answer, opening, real_mac, real_server,
     service,
 };
-use super::{headroom, routes};
+use super::{access, headroom, routes};
 
 /// The scenes in which a reason arises. A reason that is added needs one.
 fn scenes(reason: DropReason) -> &'static [fn()] {
@@ -31,6 +31,7 @@ fn scenes(reason: DropReason) -> &'static [fn()] {
         DropReason::NoNeighbour => &[routes::no_neighbour],
         DropReason::ForwardingDisabled => &[routes::forwarding_disabled],
         DropReason::NoHeadroom => &[headroom::no_headroom],
+        DropReason::Denied => &[access::denied],
         DropReason::UnlistedInterface => &[unlisted_interface, routes::unlisted_interface],
     }
 }

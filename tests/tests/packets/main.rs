@@ -5,6 +5,8 @@
 
 // `cfg(test)` stands at each module because clippy looks for it there, to allow what it allows in tests.
 #[cfg(test)]
+mod access;
+#[cfg(test)]
 mod bench;
 #[cfg(test)]
 mod bonds;

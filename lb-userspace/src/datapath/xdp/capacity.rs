@@ -1,12 +1,16 @@
 //! How large the maps must be for what is to be served. Pure.
 
+use std::collections::BTreeMap;
+
 use lb_common::REAL_PLACES_MAX;
 use lb_common::real::LANES;
 use lb_common::service::ForwardingMethod;
 
 use super::entries;
+use super::prefix_tree::PrefixTree;
 use super::runs::chunks_for;
 use crate::datapath::{Servers, ServiceTable};
+use crate::model::AccessList;
 
 /// What [`super::object::LoadOptions`] must have for a table, with room for changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +19,8 @@ pub struct Capacity {
     pub real_servers_max: u32,
     /// Length of `scheduler_rings`.
     pub ring_chunks: u32,
+    /// Length of `prefixes`.
+    pub prefix_lines: u32,
     /// Whether any real server is reached by NAT.
     pub nat: bool,
     /// Whether any virtual server has connections that only a tuple tells.
@@ -34,16 +40,33 @@ impl Capacity {
         Self {
             real_servers_max: (places + places / 2).clamp(16, REAL_PLACES_MAX).next_power_of_two(),
             ring_chunks: (RING_ROOM * chunks).max(RING_CHUNKS_MIN),
+            prefix_lines: PREFIX_ROOM.saturating_mul(prefix_lines(table)).max(PREFIX_LINES_MIN),
             nat: table.values().any(forwarding),
             wide_tuples: table.keys().any(|service| service.address.is_ipv6() || service.address.port() == 0),
         }
     }
 
-    /// Whether maps of this size hold `table`, all of whose rings may be written beside those in use.
+    /// Whether maps of this size hold `table`, all of whose rings and lists may be written beside those in use.
     pub fn has_room_for(&self, table: &ServiceTable) -> bool {
         let (places, chunks) = sizes(table);
-        places <= self.real_servers_max && 2 * chunks <= self.ring_chunks
+        let prefixes = prefix_lines(table).saturating_mul(2);
+        places <= self.real_servers_max && 2 * chunks <= self.ring_chunks && prefixes <= self.prefix_lines
     }
+}
+
+/// As for rings.
+const PREFIX_ROOM: u32 = 3;
+
+/// 4 MB, room for a list of 70,000 prefixes of IPv4, or 8000 hosts of IPv6, beside another one.
+const PREFIX_LINES_MIN: u32 = 65_536;
+
+/// Lines of `prefixes` for all lists; virtual servers with the same one share it.
+fn prefix_lines(table: &ServiceTable) -> u32 {
+    let clients = table.values().filter_map(|servers| servers.access.as_ref());
+    let lists: BTreeMap<u64, &AccessList> =
+        clients.filter_map(|clients| Some((clients.digest, clients.list.as_deref()?))).collect();
+    let lines = lists.into_values().map(|list| PrefixTree::new(list).lines().len()).sum::<usize>();
+    u32::try_from(lines).unwrap_or(u32::MAX)
 }
 
 /// Places for real servers, and chunks of rings.
@@ -71,8 +94,6 @@ fn ring_chunks(servers: &Servers) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use lb_common::net::Protocol;
     use lb_common::service::Scheduler;
 
@@ -85,6 +106,7 @@ mod tests {
             Settings { weight: Weight::ONE, forwarding: ForwardingMethod::Dr, thresholds: Thresholds::default() };
         Servers {
             policy: Policy::new(&model::Policy::new(scheduler), 250),
+            access: None,
             real_servers: (0..count).map(|n| (([10, 0, 1, n], 80).into(), settings)).collect(),
             sorry_server: None,
         }
@@ -97,7 +119,8 @@ mod tests {
     #[test]
     fn a_small_table_has_the_smallest_maps() {
         let table = BTreeMap::from([(service("10.0.0.1:80"), servers(Scheduler::Rr, 2))]);
-        let expected = Capacity { real_servers_max: 16, ring_chunks: 64, nat: false, wide_tuples: false };
+        let expected =
+            Capacity { real_servers_max: 16, ring_chunks: 64, prefix_lines: 65_536, nat: false, wide_tuples: false };
         assert_eq!(Capacity::of(&table), expected);
         assert_eq!(Capacity::of(&ServiceTable::new()), expected);
     }
@@ -110,7 +133,8 @@ mod tests {
             BTreeMap::from([(service("10.0.0.1:80"), web), (service("[fd00::1]:80"), servers(Scheduler::Wrr, 3))]);
         // 41 and 3 real servers take 48 and 8 places; half again are 84. Rings of 65,521 and 4096 elements are 2048 and 128 chunks of 32
         // each; 48 and 8 elements for the lists of chunks are 2 and 1: 3 * (2048 + 2 + 128 + 1).
-        let expected = Capacity { real_servers_max: 128, ring_chunks: 6537, nat: true, wide_tuples: true };
+        let expected =
+            Capacity { real_servers_max: 128, ring_chunks: 6537, prefix_lines: 65_536, nat: true, wide_tuples: true };
         assert_eq!(Capacity::of(&table), expected);
     }
 

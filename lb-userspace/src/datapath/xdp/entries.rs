@@ -12,7 +12,7 @@ use lb_common::service::{
 
 use super::chains::Source;
 use super::way::Way;
-use crate::datapath::{Persistence, Policy};
+use crate::datapath::{Clients, Persistence, Policy};
 use crate::model::{Removal, Service, Thresholds, Weight};
 use crate::schedule::cost::Cost;
 use crate::schedule::{maglev, ring};
@@ -28,17 +28,22 @@ pub struct Behind {
     pub lanes: u32,
     /// Index of the sorry server.
     pub sorry_server: Option<u16>,
+    /// Which clients are served, in `prefixes`; nothing: all.
+    pub prefixes: Run,
+    /// What tells the list apart.
+    pub digest: u64,
 }
 
 /// The entry of virtual server number `index`.
 pub fn virtual_server(service: Service, index: u32, policy: &Policy, behind: &Behind) -> VirtualServerEntry {
-    let Behind { ring, chunks, lanes, sorry_server } = *behind;
+    let Behind { ring, chunks, lanes, sorry_server, prefixes, digest } = *behind;
+    let filtered = if prefixes == Run::EMPTY { 0 } else { service_flag::FILTERED };
     let lanes = if rotates(policy.scheduler) { lanes } else { 0 };
     VirtualServerEntry {
         key: service.into(),
         index,
         scheduler: policy.scheduler,
-        flags: flags(service, policy),
+        flags: flags(service, policy) | filtered,
         sorry_server: sorry_server.map_or(NONE, u32::from),
         ring,
         chunks,
@@ -50,7 +55,10 @@ pub fn virtual_server(service: Service, index: u32, policy: &Policy, behind: &Be
         no_real_server: policy.no_real_server,
         unknown_connection: policy.unknown_connection,
         lanes,
-        reserved: [0; 9],
+        padding: 0,
+        prefixes,
+        prefixes_digest: digest,
+        reserved: [0; 4],
     }
 }
 
@@ -80,6 +88,11 @@ pub fn flags(service: Service, policy: &Policy) -> u32 {
         (service_flag::KEEP_REMOVED, policy.removed_real_server == Removal::Keep),
     ];
     flags.into_iter().filter(|(_, is_set)| *is_set).fold(0, |flags, (flag, _)| flags | flag)
+}
+
+/// Which clients an entry says are served.
+pub fn clients(entry: &VirtualServerEntry) -> Option<Clients> {
+    (entry.prefixes != Run::EMPTY).then_some(Clients { digest: entry.prefixes_digest, list: None })
 }
 
 /// What an entry says of how its virtual server treats connections; `None` where this version did not write it.
@@ -284,7 +297,8 @@ mod tests {
         Policy::new(&model::Policy::new(scheduler), 250)
     }
 
-    const BEHIND: Behind = Behind { ring: Run::EMPTY, chunks: Run::EMPTY, lanes: 5, sorry_server: None };
+    const BEHIND: Behind =
+        Behind { ring: Run::EMPTY, chunks: Run::EMPTY, lanes: 5, sorry_server: None, prefixes: Run::EMPTY, digest: 0 };
 
     #[test]
     fn ipv6_and_all_ports_are_wide() {

@@ -15,6 +15,8 @@ pub mod object;
 pub mod packet_log;
 pub mod pins;
 mod places;
+mod prefix_tree;
+mod prefixes;
 mod real_servers;
 mod rest;
 mod runs;

@@ -21,6 +21,8 @@ pub struct LoadOptions {
     pub real_servers_max: u32,
     /// Room for rings, in units of [`lb_common::service::RING_CHUNK`] elements.
     pub ring_chunks: u32,
+    /// Lines of `prefixes`: room for lists of clients.
+    pub prefix_lines: u32,
     /// Whether any real server is reached by NAT, so that replies must be looked for.
     pub nat: bool,
     /// Whether connections are kept in full beside the table: needed to list those of IPv6 and of virtual servers that serve
@@ -42,6 +44,7 @@ impl LoadOptions {
         connections_max: 1,
         real_servers_max: 1,
         ring_chunks: 1,
+        prefix_lines: 1,
         nat: false,
         wide_tuples: false,
         reject_rate: 0,
@@ -163,6 +166,7 @@ pub fn load_object(
         .map_max_entries("server_loads", places / LANES)
         .map_max_entries("server_counts", places / LANES)
         .map_max_entries("scheduler_rings", options.ring_chunks.max(1))
+        .map_max_entries("prefixes", options.prefix_lines.max(1))
         .load(object)
         .map_err(LoadError::Maps)?;
     program(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { name, source })?;

@@ -18,7 +18,7 @@ use super::detach::detach;
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The load balancer's maps, which are pinned: an operator may want to look at any of them.
-pub const MAPS: [&str; 23] = [
+pub const MAPS: [&str; 24] = [
     "abi_version",
     "client_hops",
     "connections",
@@ -26,6 +26,7 @@ pub const MAPS: [&str; 23] = [
     "interfaces",
     "lookups",
     "own_addresses",
+    "prefixes",
     "real_servers",
     "reject_budget",
     "reply_index",

@@ -21,6 +21,7 @@ use lb_common::service::{
     IndexEntry, Lookups, RING_CHUNK, RingChunk, Run, Scheduler, ServiceKey, VirtualServerEntry, service_flag,
 };
 use lb_common::{ABI_VERSION, INTERFACES_LENGTH, VIRTUAL_SERVERS_MAX};
+use tracing::info;
 
 use super::chains::Source;
 use super::entries::{self, Behind};
@@ -28,7 +29,11 @@ use super::live_index::{LiveIndex, Put};
 use super::mapped::Mapped;
 use super::maps::Maps;
 use super::places::{chunk_of, chunks_of, lane_of};
+use super::prefix_tree::PrefixTree;
+use super::prefixes::{Named, Prefixes};
+use super::rest::REST;
 use super::slots::Slots;
+use super::table::{denied, memory_maps::MappedTables};
 pub use super::way::Way;
 use crate::datapath::{Change, Datapath, DatapathError, Servers, ServiceTable, Settings};
 use crate::model::{Service, Thresholds, Weight};
@@ -41,6 +46,7 @@ pub struct XdpDatapath {
     pub(super) slots: Slots,
     service_index: LiveIndex<Led>,
     pub(super) reply_index: LiveIndex<Source>,
+    prefixes: Prefixes,
     pub(super) ways: BTreeMap<IpAddr, Way>,
     own_addresses: BTreeSet<IpAddr>,
 }
@@ -76,7 +82,8 @@ impl Datapath for XdpDatapath {
                 found: format!("persistence of {} ticks for {service}", entry.persistence_timeout),
             })?;
             by_index.insert(entry.index, (service, entry.sorry_server));
-            table.insert(service, Servers { policy, real_servers: BTreeMap::new(), sorry_server: None });
+            let access = entries::clients(&entry);
+            table.insert(service, Servers { policy, access, real_servers: BTreeMap::new(), sorry_server: None });
         }
         for index in 0..self.views.real_servers.length() {
             let entry = self.views.real_servers.get(index)?;
@@ -132,8 +139,9 @@ impl XdpDatapath {
         let service_index = LiveIndex::new(maps.mapped("service_index")?);
         let reply_index = LiveIndex::new(maps.mapped("reply_index")?);
         let slots = Slots::new(views.real_servers.length(), views.rings.length());
+        let prefixes = Prefixes::new(maps.mapped("prefixes")?);
         let (ways, own_addresses) = (BTreeMap::new(), BTreeSet::new());
-        let mut datapath = Self { maps, views, slots, service_index, reply_index, ways, own_addresses };
+        let mut datapath = Self { maps, views, slots, service_index, reply_index, prefixes, ways, own_addresses };
         datapath.routes_changed()?;
         Ok(datapath)
     }
@@ -214,14 +222,33 @@ impl XdpDatapath {
         let lanes = lanes(&chunks, &real_servers);
         let ring = self.write_run(&ring)?;
         let chunks = self.write_run(&chunks).inspect_err(|_| self.slots.runs.release(ring, Instant::now()))?;
-        let behind = Behind { ring, chunks, lanes, sorry_server };
+        let Named { run: prefixes, digest } = self.prefixes.take(service, servers.access.as_ref())?;
+        let behind = Behind { ring, chunks, lanes, sorry_server, prefixes, digest };
         let entry = entries::virtual_server(service, index, &servers.policy, &behind);
+        let before = self.slots.published(&service);
         self.views.services.set(index, &entry)?;
         self.release_runs(service);
         self.slots.publish(service, entry);
         self.lead_to(service, &entry)?;
+        self.prefixes.keep_only(service, digest);
         self.maps.put_virtual_server(service.into(), entry)?;
+        if before.is_some_and(|before| before.prefixes_digest != digest) {
+            self.end_denied(service, &entry, servers)?;
+        }
         self.retire(service, servers)
+    }
+
+    /// Ends the connections of clients that are served no longer.
+    fn end_denied(&self, service: Service, entry: &VirtualServerEntry, servers: &Servers) -> Result<(), DatapathError> {
+        let Some(list) = servers.access.as_ref().and_then(|clients| clients.list.as_ref()) else { return Ok(()) };
+        // Until then a packet may enter a connection that the list before let in.
+        sleep_until(Instant::now() + REST);
+        let tables = MappedTables::of(self)?;
+        let ended = denied::end(&tables.tables(), entry.index, &PrefixTree::new(list));
+        if ended != 0 {
+            info!(virtual_server = %service, connections = ended, "connections of clients that are denied now have ended");
+        }
+        Ok(())
     }
 
     /// Where the real servers of `service` are, these with these weights, for schedulers that compare loads.
@@ -251,6 +278,7 @@ impl XdpDatapath {
         for index in places {
             self.free(index)?;
         }
+        self.prefixes.release(service);
         self.slots.release_index(&service, Instant::now());
         Ok(())
     }

@@ -26,6 +26,7 @@ fn virtual_server(last: u8, reals: &[RealServer], slow_start: Duration) -> Virtu
         name: None,
         service: service(last),
         policy: Policy { slow_start, ..Policy::new(Scheduler::Wlc) },
+        access: None,
         real_servers: reals.to_vec(),
         sorry_server: None,
     }

@@ -24,7 +24,7 @@ use lb_userspace::model::Service;
 
 use self::state::{Count, Side, State};
 use self::table::{Entry, Kind, Place, Table};
-use self::world::{Hop, RealServer, VirtualServer};
+use self::world::{Hop, Persistence, RealServer, VirtualServer};
 use super::oracle::{self, Change, Examined, Reading, Told};
 use super::scene::Mac;
 
@@ -170,6 +170,25 @@ impl Model {
     pub fn clear(&mut self) {
         self.table.buckets.iter_mut().for_each(|slots| slots.fill(None));
         self.vacated.clear();
+    }
+
+    /// Ends what clients have who are not served: their connections, and templates that are theirs alone.
+    pub fn end_denied(&mut self) {
+        let is_denied = |entry: &Entry| {
+            let real = self.reals.get(&entry.real).filter(|real| real.generation == entry.generation);
+            let server = real.and_then(|real| self.services.iter().find(|s| s.index == real.virtual_server));
+            let Some(server) = server else { return false };
+            let of_many = |p: Persistence| p.prefix_length < if server.address.is_ipv4() { 32 } else { 128 };
+            if entry.state.is_template() && server.persistence.is_none_or(of_many) {
+                return false;
+            }
+            let exact = u32::try_from(entry.key & 0xffff_ffff).expect("32 bits").to_ne_bytes();
+            !server.serves(entry.tuple.map_or_else(|| exact.into(), |(client, ..)| client.into()))
+        };
+        let places = self.table.entries().filter(|(_, entry)| is_denied(entry)).map(|(place, _)| place);
+        for place in places.collect::<Vec<_>>() {
+            self.free(place);
+        }
     }
 
     /// The connections of each place for a real server by the table: active and inactive.

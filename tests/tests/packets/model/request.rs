@@ -41,6 +41,10 @@ impl Model {
         let (client, vip) = (packet.reading.source, packet.reading.destination);
         let key = self.services[server].connection_key(client, vip.port(), &self.settings.secret);
         let protocol = self.services[server].protocol;
+        let is_denied = !self.services[server].serves(client.ip());
+        if is_denied && (is_opening(packet.flags) || self.services[server].one_packet) {
+            return self.deny(server);
+        }
         if self.services[server].one_packet {
             return self.forget(&packet, server, true);
         }
@@ -57,12 +61,20 @@ impl Model {
             }
             self.free(place);
         }
+        if is_denied {
+            return self.deny(server);
+        }
         match self.newcomer(&packet, server, key) {
             Newcomer::Enter(state) => self.admit(&packet, server, key, state),
             Newcomer::Passing => self.forget(&packet, server, false),
             Newcomer::Roomless => self.send_by_key(&packet, server, key, false),
             Newcomer::Unknown => self.refuse_unknown(&packet, server),
         }
+    }
+
+    fn deny(&mut self, server: usize) -> Outcome {
+        self.virtual_counters.entry(self.services[server].index).or_default().denied += 1;
+        Outcome::Dropped(DropReason::Denied)
     }
 
     fn newcomer(&self, packet: &Packet, server: usize, key: u64) -> Newcomer {

@@ -30,6 +30,7 @@ pub fn virtual_server(scheduler: Scheduler) -> VirtualServer {
         persistence: None,
         no_real_server: Refusal::Reject,
         unknown_connection: Refusal::Drop,
+        access: Vec::new(),
         sorry: None,
         ring: [].into(),
         groups: vec![0],

@@ -3,9 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
+use ipnet::IpNet;
 use lb_common::hash::{self, Secret};
 use lb_common::net::{Address, Port, Protocol};
 use lb_common::service::{ForwardingMethod, Refusal, Scheduler};
+
+use lb_userspace::model::Access;
 
 use super::super::scene::Mac;
 
@@ -26,6 +29,8 @@ pub struct VirtualServer {
     pub persistence: Option<Persistence>,
     pub no_real_server: Refusal,
     pub unknown_connection: Refusal,
+    /// Prefixes that it serves or not.
+    pub access: Vec<(IpNet, Access)>,
     /// Real server for connections that would find none.
     pub sorry: Option<u16>,
     /// Real servers in the order of the scheduler.
@@ -98,6 +103,15 @@ impl VirtualServer {
     /// The key of a connection from `client` to `vip_port`.
     pub fn connection_key(&self, client: SocketAddr, vip_port: u16, secret: &Secret) -> u64 {
         self.key(client.ip(), client.port(), vip_port, secret)
+    }
+
+    /// Whether it serves a client: the longest prefix decides, and where none does, whether some are to be served only.
+    pub fn serves(&self, client: IpAddr) -> bool {
+        let around = self.access.iter().filter(|(prefix, _)| prefix.contains(&client));
+        match around.max_by_key(|(prefix, _)| prefix.prefix_len()) {
+            Some((_, access)) => *access == Access::Permitted,
+            None => self.access.iter().all(|(_, access)| *access == Access::Denied),
+        }
     }
 
     /// The key of the template of all clients in `network`.

@@ -50,6 +50,7 @@ impl Twin {
         self.model.services =
             places.values().map(|(asked, entry)| virtual_server(&mut self.bench, asked, entry)).collect();
         self.rank();
+        self.model.end_denied();
         for server in &self.model.services {
             self.check_ring(server);
         }
@@ -210,6 +211,7 @@ fn virtual_server(bench: &mut Bench, asked: &Asked, entry: &VirtualServerEntry) 
         persistence,
         no_real_server: policy.no_real_server,
         unknown_connection: policy.unknown_connection,
+        access: asked.access.iter().flat_map(|list| list.prefixes()).collect(),
         sorry: (entry.sorry_server != NONE).then(|| u16::try_from(entry.sorry_server).expect("an index")),
         ring: elements(bench, entry.ring).into(),
         groups: elements(bench, entry.chunks),

@@ -35,6 +35,7 @@ fn of_hundreds_of_real_servers_the_program_compares_the_window_that_the_model_do
                 name: None,
                 service: service(Family::V4, Protocol::Tcp),
                 policy: Policy::new(scheduler),
+                access: None,
                 real_servers: (0..REALS).map(real_server).collect(),
                 sorry_server: None,
             };

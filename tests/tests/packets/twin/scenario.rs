@@ -2,11 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use lb_common::net::Protocol;
 use lb_common::service::{ForwardingMethod, Refusal, Scheduler};
-use lb_userspace::model::{Persistence, Policy, RealServer, Removal, Service, Thresholds, VirtualServer, Weight};
+use lb_userspace::model::{
+    Access, AccessList, Persistence, Policy, RealServer, Removal, Service, Thresholds, VirtualServer, Weight,
+};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -39,7 +43,33 @@ pub struct Spec {
     pub policy: Extras,
     pub reals: Vec<RealSpec>,
     pub has_sorry: bool,
+    pub access: Vec<Entry>,
 }
+
+/// A prefix of a list by number, and whether its clients are denied.
+pub type Entry = (u8, bool);
+
+/// Prefixes that the clients are in, or beside.
+const PREFIXES_V4: [&str; 8] = [
+    "0.0.0.0/0",
+    "192.0.2.0/24",
+    "192.0.2.0/23",
+    "192.0.2.10/32",
+    "192.0.2.11/32",
+    "192.0.3.10/31",
+    "10.0.0.0/8",
+    "128.0.0.0/1",
+];
+const PREFIXES_V6: [&str; 8] = [
+    "::/0",
+    "2001:db8:c::/48",
+    "2001:db8:c:1::/64",
+    "2001:db8:c:1:0:0:77:1/128",
+    "2001:db8:c:1:0:0:77:2/127",
+    "2001:db8:c:2:0:0:77:0/112",
+    "2001:db8:c:8000::/49",
+    "2001:db8:c:ffff::/65",
+];
 
 /// How the real servers are reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +125,8 @@ pub enum Event {
     Limit(u8, u8, (u32, u32)),
     /// A virtual server gets another scheduler.
     Scheduler(u8, Scheduler),
+    /// A virtual server serves other clients.
+    Access(u8, Vec<Entry>),
     /// A virtual server goes, and comes back.
     Withdraw(u8),
 }
@@ -138,8 +170,9 @@ fn spec() -> impl Strategy<Value = Spec> {
     let methods = select(vec![Methods::Nat, Methods::Nat, Methods::Dr, Methods::Tun, Methods::Mixed]);
     let scheduler = select(Scheduler::ALL.as_slice());
     let reals = prop_oneof![1 => Just(Vec::new()), 12 => vec(real(), 1..=usize::from(REALS))];
-    (kind, prop::bool::weighted(0.15), scheduler, methods, extras(), reals, prop::bool::weighted(0.3)).prop_map(
-        |((family, protocol), all_ports, scheduler, methods, policy, reals, has_sorry)| Spec {
+    let who = (prop::bool::weighted(0.3), access());
+    (kind, prop::bool::weighted(0.15), scheduler, methods, extras(), reals, who).prop_map(
+        |((family, protocol), all_ports, scheduler, methods, policy, reals, (has_sorry, access))| Spec {
             family,
             protocol,
             all_ports,
@@ -148,8 +181,14 @@ fn spec() -> impl Strategy<Value = Spec> {
             policy,
             reals,
             has_sorry,
+            access,
         },
     )
+}
+
+/// Mostly nobody is kept out.
+fn access() -> impl Strategy<Value = Vec<Entry>> {
+    prop_oneof![3 => Just(Vec::new()), 1 => vec((0..8_u8, prop::bool::weighted(0.7)), 1..5)]
 }
 
 fn real() -> impl Strategy<Value = RealSpec> {
@@ -212,6 +251,7 @@ pub fn events(ports: u8, length: std::ops::Range<usize>) -> impl Strategy<Value 
         2 => (any::<u8>(), 0..REALS).prop_map(|(server, real)| Event::Toggle(server, real)),
         1 => (any::<u8>(), 0..REALS, limits()).prop_map(|(server, real, limits)| Event::Limit(server, real, limits)),
         1 => (any::<u8>(), scheduler).prop_map(|(server, scheduler)| Event::Scheduler(server, scheduler)),
+        1 => (any::<u8>(), access()).prop_map(|(server, access)| Event::Access(server, access)),
         1 => any::<u8>().prop_map(Event::Withdraw),
     ];
     vec(event, length)
@@ -234,6 +274,7 @@ impl Spec {
             name: None,
             service: self.service(n),
             policy: self.policy(),
+            access: self.access(),
             real_servers: real_servers.map(|(which, real)| self.real_server(n, which, *real)).collect(),
             sorry_server: self.has_sorry.then(|| {
                 let real = RealSpec { weight: 1, limits: (0, 0), is_present: true };
@@ -245,6 +286,15 @@ impl Spec {
     pub fn service(&self, n: u8) -> Service {
         let port = if self.all_ports { 0 } else { PORT };
         Service { address: SocketAddr::new(self.family.vip(n), port), protocol: self.protocol }
+    }
+
+    fn access(&self) -> Option<Arc<AccessList>> {
+        let all = if self.family == Family::V4 { PREFIXES_V4 } else { PREFIXES_V6 };
+        let prefix = |(number, is_denied): &Entry| {
+            let prefix: IpNet = all[usize::from(*number)].parse().expect("a prefix");
+            (prefix.trunc(), if *is_denied { Access::Denied } else { Access::Permitted })
+        };
+        (!self.access.is_empty()).then(|| Arc::new(AccessList::new(self.access.iter().map(prefix).collect())))
     }
 
     fn policy(&self) -> Policy {

@@ -117,6 +117,7 @@ impl Story {
             Event::Limit(server, real, limits) => self.change_real(*server, *real, |real| real.limits = *limits),
             Event::Toggle(server, real) => self.change_real(*server, *real, |real| real.is_present = !real.is_present),
             Event::Scheduler(server, scheduler) => self.change(*server, |spec| spec.scheduler = *scheduler),
+            Event::Access(server, access) => self.change(*server, |spec| spec.access.clone_from(access)),
             Event::Withdraw(server) => {
                 self.install_without(Some(self.number(*server)));
                 self.install();
@@ -171,7 +172,9 @@ fn alike(connections: u32, specs: impl Strategy<Value = Vec<Spec>> + Send, ports
 
 #[test]
 fn with_room_for_all_the_program_does_as_the_model() {
-    alike(300, specs(), 12, |model| assert!(model.table.counters.inserted > 100));
+    alike(300, specs(), 12, |model| {
+        assert!(model.table.counters.inserted > 100 && model.drops.contains_key(&DropReason::Denied));
+    });
 }
 
 #[test]

@@ -17,6 +17,7 @@
 pub mod audit;
 pub mod clock;
 pub mod connection;
+pub(super) mod denied;
 pub mod hops;
 pub mod loads;
 pub mod memory_maps;

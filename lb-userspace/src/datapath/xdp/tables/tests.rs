@@ -27,6 +27,7 @@ pub const OPTIONS: LoadOptions = LoadOptions {
     real_servers_max: 256,
     // Each of the virtual servers below with two tables of 65,521 elements.
     ring_chunks: 32_768,
+    prefix_lines: 1024,
     nat: true,
     wide_tuples: true,
     reject_rate: 1000,
@@ -84,7 +85,7 @@ fn servers(service: Service, method: ForwardingMethod, scheduler: Scheduler, wei
     let settings =
         |weight| Settings { weight: Weight::new(weight), forwarding: method, thresholds: Thresholds::default() };
     let real_servers = weights.iter().map(|(n, weight)| (real(service, method, *n), settings(*weight))).collect();
-    Servers { policy: policy(scheduler), real_servers, sorry_server: None }
+    Servers { policy: policy(scheduler), real_servers, sorry_server: None, access: None }
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
@@ -118,7 +119,7 @@ fn any_servers(number: usize) -> impl Strategy<Value = Servers> {
                 (real(service, forwarding, n), Settings { weight, forwarding, thresholds: Thresholds { upper, lower } })
             });
             let sorry = sorry.map(|(method, n)| (real(service, METHODS[method], n), METHODS[method]));
-            Servers { policy, real_servers: reals.collect(), sorry_server: sorry }
+            Servers { policy, real_servers: reals.collect(), sorry_server: sorry, access: None }
         },
     )
 }
@@ -427,7 +428,8 @@ fn a_full_table_says_so_and_what_was_there_stands() {
 #[test]
 fn as_many_virtual_servers_as_there_may_be_are_found() {
     let Some(mut datapath) = load(&LoadOptions { real_servers_max: 8, ..OPTIONS }) else { return };
-    let none = Servers { policy: policy(Scheduler::Rr), real_servers: BTreeMap::new(), sorry_server: None };
+    let none =
+        Servers { policy: policy(Scheduler::Rr), real_servers: BTreeMap::new(), sorry_server: None, access: None };
     // Each has its own VIP, which is one entry more.
     let vip = |port: u16| IpAddr::from([10, 0, port.to_be_bytes()[0], port.to_be_bytes()[1]]);
     let service = |port| Service { address: SocketAddr::new(vip(port), port), protocol: Protocol::Udp };
@@ -454,7 +456,7 @@ fn as_many_real_servers_as_there_may_be_are_installed() {
             // Each real server behind 64 of them.
             let [high, low] = (number / 64).to_be_bytes();
             let real_servers = (1..=4).map(|n| (SocketAddr::from(([10, 1 + high, low, n], 80)), settings)).collect();
-            (service, Servers { policy: policy(Scheduler::Wlc), real_servers, sorry_server: None })
+            (service, Servers { policy: policy(Scheduler::Wlc), real_servers, sorry_server: None, access: None })
         })
         .collect();
     let Some((mut datapath, took)) = installed_for(&desired) else { return };
@@ -478,7 +480,7 @@ fn many_real_servers_of_one_virtual_server_are_compared_or_have_their_turn() {
     for (scheduler, count, window) in [(Scheduler::Wlc, 1024, 8), (Scheduler::Wlc, 256, 0), (Scheduler::Fo, 256, 0)] {
         let address = |n: u16| SocketAddr::new(IpAddr::from((0x0a02_0000 + u32::from(n)).to_be_bytes()), 80);
         let real_servers = (0..count).map(|n| (address(n), settings(n))).collect();
-        let all = Servers { policy: policy(scheduler), real_servers, sorry_server: None };
+        let all = Servers { policy: policy(scheduler), real_servers, sorry_server: None, access: None };
         let desired = ServiceTable::from([(service(0), all)]);
         let Some((datapath, took)) = installed_for(&desired) else { return };
         eprintln!("{count} real servers by {}: {took:?}", scheduler.name());
@@ -491,8 +493,8 @@ fn many_real_servers_of_one_virtual_server_are_compared_or_have_their_turn() {
 
 /// A datapath of the right size with `desired`, and the time that it took to install.
 fn installed_for(desired: &ServiceTable) -> Option<(XdpDatapath, Duration)> {
-    let Capacity { real_servers_max, ring_chunks, nat, wide_tuples } = Capacity::of(desired);
-    let mut datapath = load(&LoadOptions { real_servers_max, ring_chunks, nat, wide_tuples, ..OPTIONS })?;
+    let Capacity { real_servers_max, ring_chunks, prefix_lines, nat, wide_tuples } = Capacity::of(desired);
+    let mut datapath = load(&LoadOptions { real_servers_max, ring_chunks, prefix_lines, nat, wide_tuples, ..OPTIONS })?;
     let since = Instant::now();
     assert_eq!(reconcile(&mut datapath, desired).unwrap(), desired.len());
     Some((datapath, since.elapsed()))

@@ -32,6 +32,7 @@ fn serving() -> Option<XdpDatapath> {
     let servers = Servers {
         policy: Policy::new(&model::Policy::new(Scheduler::Rr), 250),
         real_servers: BTreeMap::from([(([10, 0, 1, 1], 80).into(), settings)]),
+        access: None,
         sorry_server: None,
     };
     let service = Service { address: ([10, 0, 0, 1], 80).into(), protocol: Protocol::Tcp };
