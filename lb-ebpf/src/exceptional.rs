@@ -1,7 +1,7 @@
 //! What the fast parser leaves: fragments, packets with IPv6 extension headers, other protocols than TCP and UDP.
 //!
 //! The program that `balance` jumps to. Of a virtual server, these packets are dropped with a reason as far as their ports
-//! can be read; all others pass.
+//! can be read; all others are left to [`icmp`].
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -27,7 +27,6 @@ pub fn enter(ctx: &XdpContext) -> Verdict {
 /// Without closures, which LLVM may leave functions of their own that return by the caller's stack; the verifier refuses that.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
-    // No closures, which are functions that LLVM may leave as they are.
     match parse::version(ctx) {
         Some(Version::Ipv4) => match ipv4(ctx) {
             Some(packet) => pipeline::serve(ctx, &packet),
