@@ -38,7 +38,7 @@ enum Task {
     /// Runs the demo in network namespaces of its own, or with --config the daemon on this host.
     Run(run::Options),
     /// Builds and runs all tests; those in namespaces need root.
-    Test(test::Options),
+    Test(test::Task),
     /// Runs a command in a virtual machine with one of Debian's kernels, in the root of the tree, as root.
     Vm(vm::Options),
     /// Measures the XDP program; needs root.
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Task::Setup(options) => setup::all(&options),
         Task::Build(options) => build::run(&options),
         Task::Run(options) => run::run(options),
-        Task::Test(options) => test::run(&options),
+        Task::Test(options) => test::task(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Ci(options) => ci::run(&options),

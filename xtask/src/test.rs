@@ -17,15 +17,30 @@ pub(crate) struct Options {
     /// Only the tests that need no root and no namespaces.
     #[arg(long)]
     no_lab: bool,
-    /// Only the tests for other kernels, each in a virtual machine with one of Debian's; without KERNEL on all of them.
-    #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all", conflicts_with = "no_lab")]
-    vm: Option<Kernels>,
     /// For the test programs: a filter for names, --nocapture and so on.
     #[arg(last = true, value_name = "ARGUMENTS")]
     arguments: Vec<String>,
 }
 
+/// Options of `cargo xtask test` alone.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Task {
+    #[command(flatten)]
+    options: Options,
+    /// Only the tests for other kernels, each in a virtual machine with one of Debian's; without KERNEL on all of them.
+    #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all", conflicts_with = "no_lab")]
+    vm: Option<Kernels>,
+}
+
 /// `cargo xtask test`.
+pub(crate) fn task(task: &Task) -> Result<()> {
+    match task.vm {
+        Some(kernels) => on_kernels(kernels, &task.options),
+        None => run(&task.options),
+    }
+}
+
+/// All tests.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let runner = options.runner.as_deref();
     if !options.no_lab && !lab::is_privileged() && runner.is_none() {
@@ -38,9 +53,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         setup::lab(runner)?;
     }
     let built = build::all(Profile::Debug, runner)?;
-    if let Some(kernels) = options.vm {
-        return on_kernels(kernels, options, &built);
-    }
     let mut units = cargo_test(&built).args(["--workspace", "--exclude", "lb-ebpf", "--exclude", "evenkeel-tests"]);
     units = units.arg("--").args(&options.arguments);
     units.run()?;
@@ -66,11 +78,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// The tests that judge a kernel, on each that was asked for.
-fn on_kernels(kernels: Kernels, options: &Options, built: &Built) -> Result<()> {
-    let programs = Programs::build(cargo_test(built))?;
+fn on_kernels(kernels: Kernels, options: &Options) -> Result<()> {
+    let built = build::all(Profile::Debug, options.runner.as_deref())?;
+    let programs = Programs::build(cargo_test(&built))?;
     for series in kernels.series() {
         let guest = vm::prepare(*series, options.runner.as_deref())?;
-        Suite::FULL.run(&guest, built, &programs, &options.arguments)?;
+        Suite::FULL.run(&guest, &built, &programs, &options.arguments)?;
         println!("\nthe tests for other kernels passed on {}", guest.kernel());
     }
     Ok(())

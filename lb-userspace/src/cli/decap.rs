@@ -9,7 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::XdpMode;
 use crate::datapath::xdp::attach::AttachedMode;
 use crate::datapath::xdp::decap::{Decapsulator, Unwrapped};
-use crate::host::{link, offload};
+use crate::host::link::{self, Link};
+use crate::host::{offload, stack};
 
 /// Unwraps tunnelled packets for `vips` that arrive by `interface`, until SIGTERM or SIGINT.
 ///
@@ -33,13 +34,15 @@ async fn serve(interface: &str, vips: &[IpAddr], mode: XdpMode) -> anyhow::Resul
     if !link.is_ethernet {
         bail!("interface {interface} does not carry Ethernet; take the device that the packets arrive by");
     }
-    refuse_merging(interface, &[offload::LRO])?;
+    // On what a VLAN device or a bond stands on, too: packets come by that.
+    let devices: Vec<&Link> = std::iter::once(link).chain(stack::below(&links, link)).collect();
+    refuse_merging(&devices, &[offload::LRO])?;
     if mode == XdpMode::Generic {
-        refuse_merging(interface, &offload::GENERIC)?;
+        refuse_merging(&devices, &offload::GENERIC)?;
     }
     let decapsulator = Decapsulator::start(link, vips, mode)?;
     if decapsulator.mode == AttachedMode::Generic {
-        refuse_merging(interface, &offload::GENERIC)?;
+        refuse_merging(&devices, &offload::GENERIC)?;
     }
     let vips: Vec<String> = vips.iter().map(ToString::to_string).collect();
     eprintln!("unwrapping for {} on {interface} ({} mode)", vips.join(", "), decapsulator.mode.name());
@@ -54,11 +57,14 @@ async fn serve(interface: &str, vips: &[IpAddr], mode: XdpMode) -> anyhow::Resul
 }
 
 /// A merged packet has many outer headers, of which one would be stripped.
-fn refuse_merging(interface: &str, features: &[&'static str]) -> anyhow::Result<()> {
-    let active = offload::active(interface, features).unwrap_or_default();
-    let Some(feature) = active.first() else { return Ok(()) };
-    bail!(
-        "interface {interface} merges received packets ({feature}), which cannot be unwrapped then; \
-         switch it off with `ethtool -K {interface} {feature} off`"
-    );
+fn refuse_merging(devices: &[&Link], features: &[&'static str]) -> anyhow::Result<()> {
+    for Link { name, .. } in devices {
+        if let Some(feature) = offload::active(name, features).unwrap_or_default().first() {
+            bail!(
+                "interface {name} merges received packets ({feature}), which cannot be unwrapped then; \
+                 switch it off with `ethtool -K {name} {feature} off`"
+            );
+        }
+    }
+    Ok(())
 }

@@ -359,6 +359,27 @@ mod tests {
     }
 
     #[test]
+    fn what_interfaces_are_made_of_is_looked_at() {
+        let with = |links: Vec<Link>| Facts { links, ..facts() };
+        let port = Link { controller: Some(7), ..Link::named("eth0") };
+        let bridge = Link { index: 7, kind: Kind::Bridge, ..Link::named("br0") };
+        let problems = texts(&with(vec![port, bridge]));
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        assert!(problems[0].contains("eth0 is a port of bridge br0") && problems[0].contains("an end of a veth pair"));
+
+        let veth = Link { kind: Kind::Veth, ..Link::named("eth0") };
+        let vlan = Link { index: 7, kind: Kind::Vlan, parent: Some(2), ..Link::named("eth0.5") };
+        let warnings = with(vec![veth, vlan]).warnings(&config());
+        assert_eq!(warnings.len(), 2, "{warnings:#?}");
+        assert!(warnings[1].contains("VLAN device eth0.5 on it") && warnings[1].contains("tx-vlan-offload off"));
+
+        let elsewhere = Link { kind: Kind::MacVlan, ..Link::named("eth0") };
+        let warnings = with(vec![elsewhere]).warnings(&config());
+        assert_eq!(warnings.len(), 1, "{warnings:#?}");
+        assert!(warnings[0].contains("of another network namespace"));
+    }
+
+    #[test]
     fn distribution_kernels_parse() {
         assert_eq!(parse_version("6.12.38+deb13-amd64"), (6, 12));
         assert_eq!(parse_version("6.1.0-37-amd64"), (6, 1));
