@@ -55,6 +55,8 @@ pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
 struct Error {
     /// The quoted packet the other way round, with the length and time to live of the error.
     answer: Packet,
+    /// Who sent the error: not always whom the quoted packet was for.
+    from: Address,
     /// Offset of the ICMP header.
     icmp: usize,
     /// Offset of the quoted ports.
@@ -91,7 +93,7 @@ fn ipv4(ctx: &XdpContext) -> Option<Error> {
     let ports = packet::read::<Ports>(ctx, quoted + length)?;
     let turned = Ipv4 { source: header.destination, destination: header.source, ..outer };
     let answer = parse::ipv4_packet(&turned, protocol, swapped(ports), icmp, Obstacle::None);
-    Some(Error { answer, icmp, ports: quoted + length })
+    Some(Error { answer, from: Address::from_ipv4_word(outer.source), icmp, ports: quoted + length })
 }
 
 /// As [`ipv4`]; neither the error nor what it quotes has extension headers.
@@ -113,7 +115,7 @@ fn ipv6(ctx: &XdpContext) -> Option<Error> {
     let ports = packet::read::<Ports>(ctx, QUOTED + IPV6_LENGTH)?;
     let turned = Ipv6 { source: header.destination, destination: header.source, ..outer };
     let answer = parse::ipv6_packet(&turned, protocol, swapped(ports), AT, Obstacle::None);
-    Some(Error { answer, icmp: AT, ports: QUOTED + IPV6_LENGTH })
+    Some(Error { answer, from: Address::from_words(outer.source), icmp: AT, ports: QUOTED + IPV6_LENGTH })
 }
 
 #[inline(always)]
@@ -172,8 +174,9 @@ fn to_real_server(ctx: &XdpContext, error: &Error, hit: Hit) -> Result<Verdict, 
     match real.forwarding {
         ForwardingMethod::Nat => {
             let port = if real.port.number() == 0 { packet.destination_port } else { real.port };
-            let addresses = Delta::from_folded(real.address_delta);
-            translate(ctx, error, &Translation { end: End::Destination, address: real.address, port, addresses })?;
+            let both = Delta::from_folded(real.address_delta);
+            let (quoted, outer) = (both, both);
+            translate(ctx, error, &Translation { end: End::Destination, address: real.address, port, quoted, outer })?;
         }
         ForwardingMethod::Dr => rewrite::decrement_ttl(ctx, packet)?,
         ForwardingMethod::Tun => {
@@ -209,8 +212,12 @@ fn to_client(ctx: &XdpContext, error: &Error, first: Hit, lookups: &Lookups) -> 
     };
     let key = &answered.service.key;
     let port = if answered.real.port.number() == 0 { packet.source_port } else { key.port };
-    let addresses = Delta::from_folded(answered.real.address_delta).inverse();
-    translate(ctx, error, &Translation { end: End::Source, address: key.vip, port, addresses })?;
+    let quoted = Delta::from_folded(answered.real.address_delta).inverse();
+    let outer = match packet.is_ipv4 {
+        true => Delta::NONE.replace32(error.from.words()[3], key.vip.words()[3]),
+        false => Delta::NONE.replace128(error.from.words(), key.vip.words()),
+    };
+    translate(ctx, error, &Translation { end: End::Source, address: key.vip, port, quoted, outer })?;
     Ok(forward::send(ctx, &egress, pipeline::ethertype(packet))?)
 }
 
@@ -220,8 +227,10 @@ struct Translation {
     end: End,
     address: Address,
     port: Port,
-    /// What the address does to a checksum.
-    addresses: Delta,
+    /// What the quoted address does to a checksum.
+    quoted: Delta,
+    /// What the error's own address does to one.
+    outer: Delta,
 }
 
 /// Sets address and port, and takes one from the time to live. The quoted checksum of TCP or UDP stays as it is, as with IPVS:
@@ -236,13 +245,13 @@ fn translate(ctx: &XdpContext, error: &Error, to: &Translation) -> Result<(), Dr
         End::Destination => core::mem::replace(&mut ports.source, to.port.to_wire()),
         End::Source => core::mem::replace(&mut ports.destination, to.port.to_wire()),
     };
-    let delta = to.addresses.replace16(port, to.port.to_wire());
+    let delta = to.quoted.replace16(port, to.port.to_wire());
     let delta =
         delta.and(if error.answer.is_ipv4 { quoted_ipv4(ctx, error, to)? } else { quoted_ipv6(ctx, error, to)? });
     // SAFETY: `at` has checked that the field lies in the packet, which nothing has moved.
     unsafe { *checksum = delta.apply(*checksum) };
     let outer = Some((to.end, to.address));
-    if error.answer.is_ipv4 { rewrite::set_ipv4(ctx, outer, to.addresses) } else { rewrite::set_ipv6(ctx, outer) }
+    if error.answer.is_ipv4 { rewrite::set_ipv4(ctx, outer, to.outer) } else { rewrite::set_ipv6(ctx, outer) }
 }
 
 /// Sets an address of the quoted header; what its checksum does to that of the error.
@@ -256,7 +265,7 @@ fn quoted_ipv4(ctx: &XdpContext, error: &Error, to: &Translation) -> Result<Delt
         End::Source => header.destination = to.address.words()[3],
     }
     let old = header.checksum;
-    header.checksum = to.addresses.apply(old);
+    header.checksum = to.quoted.apply(old);
     Ok(Delta::NONE.replace16(old, header.checksum))
 }
 
@@ -270,5 +279,5 @@ fn quoted_ipv6(ctx: &XdpContext, error: &Error, to: &Translation) -> Result<Delt
         End::Destination => header.source = to.address.words(),
         End::Source => header.destination = to.address.words(),
     }
-    Ok(to.addresses)
+    Ok(to.outer)
 }
