@@ -392,7 +392,7 @@ impl Spec {
 
     /// An ICMP error of which kind `look` tells, with `length` bytes of the segment: about a packet of the VIP to a client, or
     /// else one of the client to real server `real`.
-    pub fn error(&self, n: u8, real: Option<u8>, which: Which, look: Look, length: usize) -> Frame {
+    pub fn error(&self, n: u8, real: Option<u8>, which: Which, (look, length): (Look, usize)) -> Frame {
         let quoted = match real {
             None => {
                 let from = SocketAddr::new(self.family.vip(n), self.vip_port(which));

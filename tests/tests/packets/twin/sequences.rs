@@ -110,7 +110,7 @@ impl Story {
                         found.and_then(|address| spec.which_real(n, address))
                     }
                 };
-                self.twin.send(&spec.error(n, answering, *which, *look, *length));
+                self.twin.send(&spec.error(n, answering, *which, (*look, *length)));
             }
             Event::Wait(ticks) => self.twin.age(*ticks),
             Event::Weight(server, real, weight) => self.change_real(*server, *real, |real| real.weight = *weight),
