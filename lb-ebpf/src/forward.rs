@@ -42,7 +42,7 @@ pub fn to_real_server(ctx: &XdpContext, packet: &Packet, index: u32, real: &Real
         ForwardingMethod::Nat | ForwardingMethod::Dr => 0,
         // Without a route, user space knows no address of ours that the outer header could carry.
         ForwardingMethod::Tun if real.tunnel_source.halves() == [0; 2] => return Err(DropReason::NoRoute.into()),
-        ForwardingMethod::Tun => encap::overhead(packet.is_ipv4),
+        ForwardingMethod::Tun => encap::overhead(real),
     };
     let length = packet.length + overhead;
     let too_big = |mtu: u32| Stop::too_big(real.virtual_server, mtu.saturating_sub(overhead));

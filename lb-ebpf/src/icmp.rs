@@ -182,6 +182,7 @@ fn to_real_server(ctx: &XdpContext, error: &Error, hit: Hit) -> Result<Verdict, 
         ForwardingMethod::Tun => {
             rewrite::decrement_ttl(ctx, packet)?;
             encap::wrap(ctx, packet, real)?;
+            return Ok(forward::send(ctx, &egress, encap::ethertype(real))?);
         }
     }
     Ok(forward::send(ctx, &egress, pipeline::ethertype(packet))?)

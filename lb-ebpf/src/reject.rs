@@ -1,19 +1,20 @@
-//! Answers to packets that are not forwarded: a TCP RST or ICMP's port unreachable where nobody serves them, and a router's
+//! Answers to packets that are not forwarded: a TCP RST, an SCTP ABORT or ICMP's port unreachable where nobody serves them, and a router's
 //! ICMP errors where they are too big or their time to live has run out.
 //!
-//! So many a tick and CPU at most; no RST in answer to a RST, and nothing to an address that cannot be one host's. They come
+//! So many a tick and CPU at most; none in answer to a RST or ABORT, and nothing to an address that cannot be one host's. They come
 //! from the VIP, also those to a real server, and go back by the way that the packet has come.
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
-use lb_common::checksum;
 use lb_common::net::Address;
+use lb_common::{checksum, crc32c};
 
 use crate::packet::{
     self, ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4_LENGTH, IPV6_LENGTH, Icmp, Ipv4, Ipv6, Tcp,
 };
 use crate::parse::tcp_flag;
+use crate::sctp::{self, chunk};
 use crate::verdict::{Stop, Told};
 use crate::{clock, maps, service, word};
 
@@ -23,6 +24,7 @@ const SILENT: u32 = 0;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const TTL: u8 = 64;
@@ -39,7 +41,7 @@ const IPV6_VERSION: u32 = 0x6000_0000_u32.to_be();
 
 /// Makes the packet into an answer to its sender, as [`Stop::word`] says; [`ANSWERED`] if it did.
 ///
-/// The packet has been found whole: a TCP or UDP header lies in it, and no extension header before that.
+/// The packet has been found whole: a header of TCP, UDP, or SCTP with a chunk lies in it, and no extension header before that.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn answer_sender(ctx: *mut xdp_md, stop: u64) -> u32 {
@@ -67,6 +69,7 @@ fn ipv4(ctx: &XdpContext, ethernet: &Ethernet, stop: Stop) -> Option<()> {
     }
     let (source, icmp) = match (stop.told(), header.protocol) {
         (Told::Refused, TCP) => return reset_ipv4(ctx, ethernet, &header),
+        (Told::Refused, SCTP) => return abort_ipv4(ctx, ethernet, &header),
         // Destination unreachable (RFC 792): port; fragmentation needed, with the next hop's MTU (RFC 1191 §4).
         (Told::Refused, UDP) => (header.destination, error(3, 3, 0)),
         (Told::TooBig, _) => (vip(stop)?.words()[3], error(3, 4, stop.mtu() & 0xffff)),
@@ -85,6 +88,7 @@ fn ipv6(ctx: &XdpContext, ethernet: &Ethernet, stop: Stop) -> Option<()> {
     }
     let (source, icmp) = match (stop.told(), header.next_header) {
         (Told::Refused, TCP) => return reset_ipv6(ctx, ethernet, &header),
+        (Told::Refused, SCTP) => return abort_ipv6(ctx, ethernet, &header),
         // Destination unreachable: port (RFC 4443 §3.1).
         (Told::Refused, UDP) => (header.destination, error(1, 4, 0)),
         // Packet too big (§3.2). No link of IPv6 has a smaller MTU, and no sender would believe one.
@@ -159,6 +163,73 @@ fn reset(segment: &Tcp, length: u32) -> Option<Tcp> {
         checksum: 0,
         urgent: 0,
     })
+}
+
+/// An SCTP packet of one chunk without value: source and destination port, verification tag, checksum, chunk (RFC 9260 §3).
+type SctpAnswer = [u32; 4];
+
+#[inline(always)]
+fn abort_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4) -> Option<()> {
+    let length = usize::from(header.version_ihl & 0x0f) * 4;
+    let end = ETHERNET_LENGTH + usize::from(u16::from_be(header.total_length));
+    let abort = abort(ctx, ETHERNET_LENGTH + length, end)?;
+    let total = IPV4_LENGTH + size_of::<SctpAnswer>();
+    let answer = ipv4_answer(header, header.destination, SCTP, DONT_FRAGMENT, total);
+    spend()?;
+    packet::write(ctx, 0, ethernet.turned())?;
+    packet::write(ctx, ETHERNET_LENGTH, answer)?;
+    packet::write(ctx, ETHERNET_LENGTH + IPV4_LENGTH, abort)?;
+    cut(ctx, ETHERNET_LENGTH + total)
+}
+
+#[inline(always)]
+fn abort_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6) -> Option<()> {
+    const TRANSPORT: usize = ETHERNET_LENGTH + IPV6_LENGTH;
+    let end = TRANSPORT + usize::from(u16::from_be(header.payload_length));
+    let abort = abort(ctx, TRANSPORT, end)?;
+    let answer = ipv6_answer(header, header.destination, SCTP, size_of::<SctpAnswer>());
+    spend()?;
+    packet::write(ctx, 0, ethernet.turned())?;
+    packet::write(ctx, ETHERNET_LENGTH, answer)?;
+    packet::write(ctx, TRANSPORT, abort)?;
+    cut(ctx, TRANSPORT + size_of::<SctpAnswer>())
+}
+
+/// The answer to an SCTP packet out of the blue (RFC 9260 §8.4): an ABORT, or to SHUTDOWN ACK a SHUTDOWN COMPLETE; none to
+/// what is itself an end or an answer.
+#[inline(always)]
+fn abort(ctx: &XdpContext, transport: usize, end: usize) -> Option<SctpAnswer> {
+    /// The tag is the sender's own.
+    const REFLECTED: u8 = 1;
+    let [ports, tag] = packet::read::<[u32; 2]>(ctx, transport)?;
+    let [kind, ..] = packet::read::<[u8; sctp::CHUNK_LENGTH]>(ctx, transport + sctp::HEADER_LENGTH)?;
+    if sctp::flags_between(ctx, transport, end) & tcp_flag::RST != 0 {
+        return None;
+    }
+    let (tag, answer, flags) = match kind {
+        chunk::COOKIE_ACK | chunk::ERROR => return None,
+        // The tag that its sender expects stands in it.
+        chunk::INIT => {
+            const INITIATE_TAG: usize = sctp::HEADER_LENGTH + sctp::CHUNK_LENGTH;
+            if transport + INITIATE_TAG + size_of::<u32>() > end {
+                return None;
+            }
+            (packet::read::<u32>(ctx, transport + INITIATE_TAG)?, chunk::ABORT, 0)
+        }
+        chunk::SHUTDOWN_ACK => (tag, chunk::SHUTDOWN_COMPLETE, REFLECTED),
+        _ => (tag, chunk::ABORT, REFLECTED),
+    };
+    let [_, length] = (sctp::CHUNK_LENGTH as u16).to_be_bytes();
+    let mut packet = [ports.rotate_left(16), tag, 0, u32::from_ne_bytes([answer, flags, 0, length])];
+    packet[2] = sctp_checksum(ports.rotate_left(16), tag, packet[3]);
+    Some(packet)
+}
+
+/// The checksum of an [`SctpAnswer`], as a function of its own, verified once and alone.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn sctp_checksum(ports: u32, tag: u32, chunk: u32) -> u32 {
+    crc32c::of_words([ports, tag, 0, chunk])
 }
 
 /// An ICMP error with the packet's IP header and eight bytes of what follows (RFC 792).

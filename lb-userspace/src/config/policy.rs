@@ -15,8 +15,9 @@ use crate::model::{Policy, Removal};
 const DESTINATIONS: &str = "keeps a real server for each destination address, for caches in front of many of them, and a \
                             virtual server here has one; use \"dh\" or \"mh\", or later backend \"ipvs\"";
 const ONE_PACKET_HELP: &str = "it is for protocol \"udp\": each datagram is scheduled for itself";
-const TCP_ONLY_HELP: &str =
-    "remove it, it is for protocol \"tcp\": a datagram of an unknown connection is always scheduled";
+const SLOPPY_HELP: &str = "remove it, it is for protocol \"tcp\"";
+const UNKNOWN_HELP: &str =
+    "remove it, it is for protocol \"tcp\" and \"sctp\": a datagram of an unknown connection is always scheduled";
 const SLOW_START_HELP: &str = "it is how long a real server takes to reach its full weight; \"0s\" is at once";
 
 /// The words of `scheduler`.
@@ -148,8 +149,12 @@ fn check_protocol(table: &Reader<'_>, policy: &Policy, protocol: Protocol, repor
     let possible = match protocol {
         Protocol::Tcp => vec![(policy.one_packet, "one_packet", "false", ONE_PACKET_HELP)],
         Protocol::Udp => vec![
-            (policy.sloppy_tcp, "sloppy_tcp", "false", TCP_ONLY_HELP),
-            (policy.unknown_connection == Refusal::Drop, "unknown_connection", "\"reject\"", TCP_ONLY_HELP),
+            (policy.sloppy_tcp, "sloppy_tcp", "false", SLOPPY_HELP),
+            (policy.unknown_connection == Refusal::Drop, "unknown_connection", "\"reject\"", UNKNOWN_HELP),
+        ],
+        Protocol::Sctp => vec![
+            (policy.one_packet, "one_packet", "false", ONE_PACKET_HELP),
+            (policy.sloppy_tcp, "sloppy_tcp", "false", SLOPPY_HELP),
         ],
     };
     for (_, key, must, help) in possible.into_iter().filter(|(is_so, ..)| *is_so) {

@@ -155,7 +155,7 @@ impl Daemon {
         for warning in ways::warnings(config, &resolution) {
             warn!("{warning}");
         }
-        set_ways(&mut self.datapath, &resolution, &config.xdp.interfaces)?;
+        set_ways(&mut self.datapath, &resolution, &config.xdp)?;
         let table = desired.table(now);
         let changes = plan(&table, &self.datapath.installed()?);
         // What is removed goes last, as it cannot be put back with its connections.

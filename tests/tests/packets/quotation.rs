@@ -79,7 +79,7 @@ impl Quotation {
         [sender, receiver]: [IpAddr; 2],
         [icmp, header, ports, end]: [usize; 4],
     ) -> Option<Self> {
-        if ![6, 17].contains(&protocol) {
+        if ![6, 17, 132].contains(&protocol) {
             return None;
         }
         let quoted = frame.get(ports..ports + 4)?;
