@@ -6,6 +6,7 @@ use lb_common::service::ForwardingMethod;
 use super::super::oracle::Change;
 use super::super::quotation::{self, Quotation};
 use super::super::scene::{INGRESS, OUR_MAC};
+use super::request::spread;
 use super::state::State;
 use super::table::Kind;
 use super::{Model, Outcome, Packet, Way};
@@ -43,7 +44,7 @@ impl Model {
             }
             (ForwardingMethod::Tun, source) => match way.send_error(packet, quotation, Change::Nothing) {
                 Outcome::Sent { ifindex, bytes } => {
-                    let source = source.expect("without one there is no way");
+                    let source = spread(source.expect("without one there is no way"), packet.reading.flow());
                     Outcome::Sent { ifindex, bytes: packet.reading.wrapped(&bytes, source, real.address.ip()) }
                 }
                 other => other,

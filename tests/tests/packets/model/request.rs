@@ -327,7 +327,7 @@ impl Model {
 }
 
 /// An address of the source prefix: the flow's.
-fn spread(source: IpNet, flow: u32) -> IpAddr {
+pub(super) fn spread(source: IpNet, flow: u32) -> IpAddr {
     let [a, b, c, d] = flow.to_ne_bytes();
     match source {
         IpNet::V4(net) => (net.addr() | (Ipv4Addr::new(a, b, c, d) & net.hostmask())).into(),
