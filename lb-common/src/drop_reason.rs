@@ -116,8 +116,8 @@ impl DropReason {
             ),
             Self::PacketTooBig => (
                 "larger than the way to the real server or client takes, encapsulation included",
-                "raise the MTU between director and real servers, or lower the advertised MSS on the real servers; on veth, switch \
-                 tso off at the peer",
+                "none where senders heed the ICMP errors that they are sent; if it keeps rising, raise the MTU between director and \
+                 real servers, or lower the advertised MSS on the real servers; on veth, switch tso off at the peer",
             ),
             Self::NoRoute => {
                 ("the routing table has no way there", "add a route; `ip route get ADDRESS` shows what the host thinks")

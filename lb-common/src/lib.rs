@@ -45,10 +45,13 @@ pub const CLIENT_HOPS_LENGTH: u32 = 4096;
 pub const OWN_ADDRESSES_MAX: u32 = 16_384;
 
 /// Programs in `stages`, to which `balance` jumps.
-pub const STAGES_LENGTH: u32 = 1;
+pub const STAGES_LENGTH: u32 = 2;
 
 /// The place in `stages` of the program for packets that `balance` does not read.
 pub const STAGE_EXCEPTIONAL: u32 = 0;
+
+/// The place in `stages` of the program for ICMP errors.
+pub const STAGE_ICMP: u32 = 1;
 
 /// Slots in `interfaces`; an interface lies at its index modulo this.
 pub const INTERFACES_LENGTH: u32 = 256;

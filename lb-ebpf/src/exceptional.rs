@@ -1,7 +1,7 @@
 //! What the fast parser leaves: fragments, packets with IPv6 extension headers, other protocols than TCP and UDP.
 //!
 //! The program that `balance` jumps to. Of a virtual server, SCTP is served here; other packets are dropped with a reason as far
-//! as their ports can be read. All others pass.
+//! as their ports can be read. All others are left to [`icmp`].
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -11,7 +11,7 @@ use lb_common::net::{Address, Protocol};
 use crate::packet::{self, ETHERNET_LENGTH, IPV6_LENGTH, Ports};
 use crate::parse::{self, Obstacle, Packet, Version};
 use crate::verdict::{Stop, Verdict};
-use crate::{maps, pipeline, service, word};
+use crate::{icmp, maps, pipeline, service, word};
 
 /// Leaves the packet to the program [`run`] is in. Returns only where the map of programs has been emptied, which takes its
 /// pin and the daemon's descriptor; the packet passes then, since most of this kind are the host's.
@@ -27,15 +27,14 @@ pub fn enter(ctx: &XdpContext) -> Verdict {
 /// Without closures, which LLVM may leave functions of their own that return by the caller's stack; the verifier refuses that.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
-    // No closures, which are functions that LLVM may leave as they are.
     match parse::version(ctx) {
         Some(Version::Ipv4) => match ipv4(ctx) {
             Some(packet) => pipeline::serve(ctx, &packet),
-            None => Ok(Verdict::PASS),
+            None => Ok(icmp::enter(ctx)),
         },
         Some(Version::Ipv6) => match ipv6(ctx) {
             Some(packet) => pipeline::serve(ctx, &packet),
-            None => Ok(Verdict::PASS),
+            None => Ok(icmp::enter(ctx)),
         },
         None => Ok(Verdict::PASS),
     }

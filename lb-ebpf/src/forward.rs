@@ -13,7 +13,7 @@ use crate::encap;
 use crate::packet::{self, Ethernet};
 use crate::parse::Packet;
 use crate::route::{self, answer};
-use crate::verdict::Verdict;
+use crate::verdict::{Stop, Verdict};
 
 /// Where and how a frame leaves.
 #[repr(C)]
@@ -37,32 +37,29 @@ pub enum Way {
 
 /// The way to `real` for a packet that is forwarded by its method.
 #[inline(always)]
-pub fn to_real_server(
-    ctx: &XdpContext,
-    packet: &Packet,
-    index: u32,
-    real: &RealServerEntry,
-) -> Result<Way, DropReason> {
-    let length = match real.forwarding {
-        ForwardingMethod::Nat | ForwardingMethod::Dr => packet.length,
+pub fn to_real_server(ctx: &XdpContext, packet: &Packet, index: u32, real: &RealServerEntry) -> Result<Way, Stop> {
+    let overhead = match real.forwarding {
+        ForwardingMethod::Nat | ForwardingMethod::Dr => 0,
         // Without a route, user space knows no address of ours that the outer header could carry.
-        ForwardingMethod::Tun if real.tunnel_source.halves() == [0; 2] => return Err(DropReason::NoRoute),
-        ForwardingMethod::Tun => packet.length + encap::overhead(real),
+        ForwardingMethod::Tun if real.tunnel_source.halves() == [0; 2] => return Err(DropReason::NoRoute.into()),
+        ForwardingMethod::Tun => encap::overhead(real),
     };
+    let length = packet.length + overhead;
+    let too_big = |mtu: u32| Stop::too_big(real.virtual_server, mtu.saturating_sub(overhead));
     let hop = &real.next_hop;
     match hop.state {
-        NextHopState::Resolved if length > hop.mtu => Err(DropReason::PacketTooBig),
+        NextHopState::Resolved if length > hop.mtu => Err(too_big(hop.mtu)),
         NextHopState::Resolved => Ok(Way::Out(known(hop))),
         NextHopState::Unresolved => match route::to_real_server(ctx.ctx, index, length) {
             answer::SUCCESS => Ok(Way::Out(route::found().ok_or(DropReason::NoRoute)?)),
-            answer::NOT_PERMITTED => Err(DropReason::UnlistedInterface),
-            answer::FRAGMENTATION_NEEDED => Err(DropReason::PacketTooBig),
-            answer::NO_NEIGHBOUR => Err(DropReason::NoNeighbour),
-            answer::FORWARDING_DISABLED => Err(DropReason::ForwardingDisabled),
-            _ => Err(DropReason::NoRoute),
+            answer::NOT_PERMITTED => Err(DropReason::UnlistedInterface.into()),
+            answer::FRAGMENTATION_NEEDED => Err(too_big(route::mtu())),
+            answer::NO_NEIGHBOUR => Err(DropReason::NoNeighbour.into()),
+            answer::FORWARDING_DISABLED => Err(DropReason::ForwardingDisabled.into()),
+            _ => Err(DropReason::NoRoute.into()),
         },
-        NextHopState::Unusable => Err(DropReason::NoRoute),
-        NextHopState::Unlisted => Err(DropReason::UnlistedInterface),
+        NextHopState::Unusable => Err(DropReason::NoRoute.into()),
+        NextHopState::Unlisted => Err(DropReason::UnlistedInterface.into()),
         NextHopState::Local => Ok(Way::Up),
     }
 }

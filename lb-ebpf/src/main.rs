@@ -16,6 +16,7 @@ mod decap;
 mod encap;
 mod exceptional;
 mod forward;
+mod icmp;
 mod load;
 mod maps;
 mod packet;
@@ -53,6 +54,13 @@ pub fn balance(ctx: XdpContext) -> u32 {
 #[inline(always)]
 pub fn exceptional(ctx: XdpContext) -> u32 {
     verdict::action(&ctx, exceptional::run(&ctx))
+}
+
+/// ICMP errors, which `exceptional` leaves to it together with what is nobody's.
+#[xdp]
+#[inline(always)]
+pub fn icmp(ctx: XdpContext) -> u32 {
+    verdict::action(&ctx, icmp::run(&ctx))
 }
 
 /// Strips the outer header, of either family, on a real server without a tunnel device.

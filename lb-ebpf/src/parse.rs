@@ -7,6 +7,7 @@ use lb_common::drop_reason::DropReason;
 use lb_common::net::{Address, Port, Protocol};
 
 use crate::packet::{self, ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV6_LENGTH, Ipv4, Ipv6, Ports};
+use crate::verdict::Stop;
 use crate::{maps, sctp};
 
 /// TCP header flags, RFC 9293 §3.1.
@@ -71,13 +72,13 @@ pub fn version(ctx: &XdpContext) -> Option<Version> {
     }
 }
 
-/// Checks the lengths of a packet that belongs to a virtual server, and that nothing stands against forwarding it.
+/// Checks the lengths of a packet that belongs to virtual server `service`, and that nothing stands against forwarding it.
 #[inline(always)]
-pub fn validate(ctx: &XdpContext, packet: &Packet) -> Result<(), DropReason> {
+pub fn validate(ctx: &XdpContext, packet: &Packet, service: u32) -> Result<(), Stop> {
     match packet.obstacle {
         Obstacle::None => {}
-        Obstacle::Fragment => return Err(DropReason::Fragment),
-        Obstacle::ExtensionHeader => return Err(DropReason::ExtensionHeader),
+        Obstacle::Fragment => return Err(DropReason::Fragment.into()),
+        Obstacle::ExtensionHeader => return Err(DropReason::ExtensionHeader.into()),
     }
     let header: u64 = match packet.protocol {
         Protocol::Tcp => 20,
@@ -86,10 +87,10 @@ pub fn validate(ctx: &XdpContext, packet: &Packet) -> Result<(), DropReason> {
     };
     let end = ETHERNET_LENGTH as u64 + u64::from(packet.length);
     if packet.transport as u64 + header > end || end > packet::frame_length(ctx) {
-        return Err(DropReason::Malformed);
+        return Err(DropReason::Malformed.into());
     }
     if packet.ttl <= 1 {
-        return Err(DropReason::TtlExpired);
+        return Err(Stop::expired(service));
     }
     Ok(())
 }

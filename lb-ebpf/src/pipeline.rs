@@ -102,7 +102,7 @@ impl Newcomer {
 /// A packet of a client to a virtual server.
 #[inline(always)]
 fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
-    parse::validate(ctx, packet)?;
+    parse::validate(ctx, packet, hit.index)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     // Before the table: a flood of SYNs from denied clients costs no look-up there.
     if tcp::is_opening(flags) {
@@ -118,11 +118,11 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
     let mut choice = choice;
     let mut way = match forward::to_real_server(ctx, packet, choice.index, choice.real) {
         Ok(way) => way,
-        Err(reason) if !choice.newcomer.is(Newcomer::MAY_MOVE) => return Err(reason.into()),
+        Err(stop) if !choice.newcomer.is(Newcomer::MAY_MOVE) => return Err(stop),
         // What cannot be sent enters nothing, so the least loaded would remain so, and take all that comes.
-        Err(reason) => {
+        Err(stop) => {
             let index = schedule::next_server(hit.index, choice.index);
-            let real = real_server(index, hit).ok_or(reason)?;
+            let real = real_server(index, hit).ok_or(stop)?;
             (choice.index, choice.real) = (index, real);
             if hit.flags & service_flag::PERSISTENT != 0 {
                 choice.newcomer.0 |= Newcomer::TEMPLATE;
@@ -134,10 +134,10 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
         template::enter(hit.index, packet.source.halves(), choice.index, choice.real.generation);
     }
     if choice.newcomer.state() != State::FREE
-        && let Err(stop) = enter(ctx, packet, key, &choice, lookups)
+        && let Err(reason) = enter(ctx, packet, key, &choice, lookups)
     {
         // Without a slot a reply would not find its way back; else the client keeps to the server that its key names.
-        choice = stateless(hit, key, choice).filter(|_| stop == DropReason::TableFull).ok_or(stop)?;
+        choice = stateless(hit, key, choice).filter(|_| reason == DropReason::TableFull).ok_or(reason)?;
         way = forward::to_real_server(ctx, packet, choice.index, choice.real)?;
     }
     // The verifier removes the branch where the packet log is off.
@@ -365,8 +365,9 @@ fn deliver(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry, egress: &E
     Ok(forward::send(ctx, egress, ethertype(packet))?)
 }
 
+/// The EtherType of the packet.
 #[inline(always)]
-fn ethertype(packet: &Packet) -> u16 {
+pub fn ethertype(packet: &Packet) -> u16 {
     if packet.is_ipv4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 }
 }
 
@@ -385,7 +386,7 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
         }
         None => {
             let Some((real, service)) = replies::stateless(packet, first) else { return Ok(None) };
-            parse::validate(ctx, packet)?;
+            parse::validate(ctx, packet, service.index)?;
             (first.index, real, service, replies::looked_up(ctx.ctx, packet, service.index)?)
         }
     };
@@ -414,15 +415,14 @@ fn follow(
     answered: replies::Answered,
     lookups: &Lookups,
 ) -> Result<Option<Egress>, Stop> {
-    let replies::Answered { place, meta, .. } = answered;
-    // SAFETY: a word of a live map element.
-    let routes = unsafe { word::read(&raw const lookups.routes) };
+    let replies::Answered { service, place, meta, .. } = answered;
+    let routes = service::routes(lookups);
     let known = replies::known_way_back(meta, routes);
     // Each way back is looked up anew after a change of addresses, so this is not asked for each packet.
     if known.is_none() && replies::is_for_us(packet) {
         return Ok(None);
     }
-    parse::validate(ctx, packet)?;
+    parse::validate(ctx, packet, service.index)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     if tcp::is_accepting(flags) && State::is_closing(meta.state()) {
         // Our connection has ended, so this answers one that the client has opened to the real server itself, with a port
@@ -431,7 +431,7 @@ fn follow(
         return Ok(None);
     }
     let (egress, hop) = match known {
-        Some(hop) => replies::fitting(packet, replies::egress_of(hop), meta.client_hop())?,
+        Some(hop) => replies::fitting(packet, service.index, replies::egress_of(hop), meta.client_hop())?,
         None => replies::way_back(ctx.ctx, packet, &answered, routes)?,
     };
     let next = match packet.protocol {

@@ -1,10 +1,13 @@
-//! Answers to packets that find no real server or connection: a TCP RST, an SCTP ABORT, or ICMP's port unreachable for UDP.
+//! Answers to packets that are not forwarded: a TCP RST, an SCTP ABORT or ICMP's port unreachable where nobody serves them, and a router's
+//! ICMP errors where they are too big or their time to live has run out.
 //!
-//! So many a tick and CPU at most; never in answer to a RST or ABORT, or to an address that cannot be one host's.
+//! So many a tick and CPU at most; none in answer to a RST or ABORT, and nothing to an address that cannot be one host's. They come
+//! from the VIP, also those to a real server, and go back by the way that the packet has come.
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
+use lb_common::net::Address;
 use lb_common::{checksum, crc32c};
 
 use crate::packet::{
@@ -12,7 +15,8 @@ use crate::packet::{
 };
 use crate::parse::tcp_flag;
 use crate::sctp::{self, chunk};
-use crate::{clock, maps, word};
+use crate::verdict::{Stop, Told};
+use crate::{clock, maps, service, word};
 
 /// [`answer_sender`] has made the packet into the answer.
 pub const ANSWERED: u32 = 1;
@@ -31,63 +35,88 @@ const ICMP_TOS: u8 = 0xc0;
 const QUOTED: usize = 8;
 /// Most 16-bit words of a quoted IPv4 packet: 60 bytes of header, and [`QUOTED`].
 const QUOTED_WORDS_MAX: usize = 34;
+/// RFC 8200 §5.
+const IPV6_MTU_MIN: u32 = 1280;
 const IPV6_VERSION: u32 = 0x6000_0000_u32.to_be();
 
-/// Makes the packet into a rejection to its sender; [`ANSWERED`] if it did.
+/// Makes the packet into an answer to its sender, as [`Stop::word`] says; [`ANSWERED`] if it did.
 ///
 /// The packet has been found whole: a header of TCP, UDP, or SCTP with a chunk lies in it, and no extension header before that.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn answer_sender(ctx: *mut xdp_md) -> u32 {
-    let ctx = XdpContext::new(ctx);
+pub extern "C" fn answer_sender(ctx: *mut xdp_md, stop: u64) -> u32 {
+    let (ctx, stop) = (XdpContext::new(ctx), Stop::from_word(stop));
     let Some(ethernet) = packet::read::<Ethernet>(&ctx, 0) else { return SILENT };
     let answered = match ethernet.ethertype {
-        ETHERTYPE_IPV4 => ipv4(&ctx, &ethernet),
-        ETHERTYPE_IPV6 => ipv6(&ctx, &ethernet),
+        ETHERTYPE_IPV4 => ipv4(&ctx, &ethernet, stop),
+        ETHERTYPE_IPV6 => ipv6(&ctx, &ethernet, stop),
         _ => None,
     };
     if answered.is_some() { ANSWERED } else { SILENT }
 }
 
+/// Type, code and the four bytes behind the checksum of an ICMP error, its checksum still zero.
+const fn error(kind: u8, code: u8, rest: u32) -> Icmp {
+    Icmp { kind, code, checksum: 0, rest: rest.to_be() }
+}
+
 #[inline(always)]
-fn ipv4(ctx: &XdpContext, ethernet: &Ethernet) -> Option<()> {
+fn ipv4(ctx: &XdpContext, ethernet: &Ethernet, stop: Stop) -> Option<()> {
     let header = packet::read::<Ipv4>(ctx, ETHERNET_LENGTH)?;
     let first = header.source.to_ne_bytes()[0];
     if first == 0 || first == 127 || first >= 224 {
         return None;
     }
-    let length = usize::from(header.version_ihl & 0x0f) * 4;
-    match header.protocol {
-        TCP => reset_ipv4(ctx, ethernet, &header, length),
-        UDP => unreachable_ipv4(ctx, ethernet, &header, length),
-        SCTP => abort_ipv4(ctx, ethernet, &header, length),
-        _ => None,
-    }
+    let (source, icmp) = match (stop.told(), header.protocol) {
+        (Told::Refused, TCP) => return reset_ipv4(ctx, ethernet, &header),
+        (Told::Refused, SCTP) => return abort_ipv4(ctx, ethernet, &header),
+        // Destination unreachable (RFC 792): port; fragmentation needed, with the next hop's MTU (RFC 1191 §4).
+        (Told::Refused, UDP) => (header.destination, error(3, 3, 0)),
+        (Told::TooBig, _) => (vip(stop)?.words()[3], error(3, 4, stop.mtu() & 0xffff)),
+        // Time exceeded in transit.
+        (Told::Expired, _) => (vip(stop)?.words()[3], error(11, 0, 0)),
+        (Told::Refused | Told::Nothing, _) => return None,
+    };
+    error_ipv4(ctx, ethernet, &header, source, icmp)
 }
 
 #[inline(always)]
-fn ipv6(ctx: &XdpContext, ethernet: &Ethernet) -> Option<()> {
+fn ipv6(ctx: &XdpContext, ethernet: &Ethernet, stop: Stop) -> Option<()> {
     let header = packet::read::<Ipv6>(ctx, ETHERNET_LENGTH)?;
     if header.source.first()?.to_ne_bytes()[0] == 0xff || header.source == [0; 4] {
         return None;
     }
-    match header.next_header {
-        TCP => reset_ipv6(ctx, ethernet, &header),
-        UDP => unreachable_ipv6(ctx, ethernet, &header),
-        SCTP => abort_ipv6(ctx, ethernet, &header),
-        _ => None,
-    }
+    let (source, icmp) = match (stop.told(), header.next_header) {
+        (Told::Refused, TCP) => return reset_ipv6(ctx, ethernet, &header),
+        (Told::Refused, SCTP) => return abort_ipv6(ctx, ethernet, &header),
+        // Destination unreachable: port (RFC 4443 §3.1).
+        (Told::Refused, UDP) => (header.destination, error(1, 4, 0)),
+        // Packet too big (§3.2). No link of IPv6 has a smaller MTU, and no sender would believe one.
+        (Told::TooBig, _) => (vip(stop)?.words(), error(2, 0, stop.mtu().max(IPV6_MTU_MIN))),
+        // Time exceeded in transit (§3.3).
+        (Told::Expired, _) => (vip(stop)?.words(), error(3, 0, 0)),
+        (Told::Refused | Told::Nothing, _) => return None,
+    };
+    error_ipv6(ctx, ethernet, &header, source, icmp)
+}
+
+/// The address of the virtual server that a packet was for or from. Of ours a router would use that of the interface; this is
+/// one too, and known to be reached by whom we answer.
+#[inline(always)]
+fn vip(stop: Stop) -> Option<&'static Address> {
+    service::by_index(stop.service()).map(|service| &service.key.vip)
 }
 
 #[inline(always)]
-fn reset_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4, length: usize) -> Option<()> {
+fn reset_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4) -> Option<()> {
+    let length = usize::from(header.version_ihl & 0x0f) * 4;
     let segment = packet::read::<Tcp>(ctx, ETHERNET_LENGTH + length)?;
     let payload = u32::from(u16::from_be(header.total_length)).wrapping_sub(length as u32);
     let mut reset = reset(&segment, payload)?;
     let sum = u64::from(header.source) + u64::from(header.destination) + pseudo_header(TCP, size_of::<Tcp>());
     reset.checksum = checksum::of_sum(sum + reset.sum());
     let total = IPV4_LENGTH + size_of::<Tcp>();
-    let answer = ipv4_answer(header, TCP, 0, DONT_FRAGMENT, total);
+    let answer = ipv4_answer(header, header.destination, TCP, DONT_FRAGMENT, total);
     spend()?;
     packet::write(ctx, 0, ethernet.turned())?;
     packet::write(ctx, ETHERNET_LENGTH, answer)?;
@@ -99,9 +128,9 @@ fn reset_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4, length: usiz
 fn reset_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6) -> Option<()> {
     let segment = packet::read::<Tcp>(ctx, ETHERNET_LENGTH + IPV6_LENGTH)?;
     let mut reset = reset(&segment, u16::from_be(header.payload_length).into())?;
-    let sum = addresses_sum(header) + pseudo_header(TCP, size_of::<Tcp>());
+    let sum = address_sum(header.source) + address_sum(header.destination) + pseudo_header(TCP, size_of::<Tcp>());
     reset.checksum = checksum::of_sum(sum + reset.sum());
-    let answer = ipv6_answer(header, TCP, size_of::<Tcp>());
+    let answer = ipv6_answer(header, header.destination, TCP, size_of::<Tcp>());
     spend()?;
     packet::write(ctx, 0, ethernet.turned())?;
     packet::write(ctx, ETHERNET_LENGTH, answer)?;
@@ -140,11 +169,12 @@ fn reset(segment: &Tcp, length: u32) -> Option<Tcp> {
 type SctpAnswer = [u32; 4];
 
 #[inline(always)]
-fn abort_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4, length: usize) -> Option<()> {
+fn abort_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4) -> Option<()> {
+    let length = usize::from(header.version_ihl & 0x0f) * 4;
     let end = ETHERNET_LENGTH + usize::from(u16::from_be(header.total_length));
     let abort = abort(ctx, ETHERNET_LENGTH + length, end)?;
     let total = IPV4_LENGTH + size_of::<SctpAnswer>();
-    let answer = ipv4_answer(header, SCTP, 0, DONT_FRAGMENT, total);
+    let answer = ipv4_answer(header, header.destination, SCTP, DONT_FRAGMENT, total);
     spend()?;
     packet::write(ctx, 0, ethernet.turned())?;
     packet::write(ctx, ETHERNET_LENGTH, answer)?;
@@ -157,7 +187,7 @@ fn abort_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6) -> Option<()
     const TRANSPORT: usize = ETHERNET_LENGTH + IPV6_LENGTH;
     let end = TRANSPORT + usize::from(u16::from_be(header.payload_length));
     let abort = abort(ctx, TRANSPORT, end)?;
-    let answer = ipv6_answer(header, SCTP, size_of::<SctpAnswer>());
+    let answer = ipv6_answer(header, header.destination, SCTP, size_of::<SctpAnswer>());
     spend()?;
     packet::write(ctx, 0, ethernet.turned())?;
     packet::write(ctx, ETHERNET_LENGTH, answer)?;
@@ -202,15 +232,15 @@ extern "C" fn sctp_checksum(ports: u32, tag: u32, chunk: u32) -> u32 {
     crc32c::of_words([ports, tag, 0, chunk])
 }
 
-/// Destination unreachable, port unreachable (RFC 792).
+/// An ICMP error with the packet's IP header and eight bytes of what follows (RFC 792).
 #[inline(always)]
-fn unreachable_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4, length: usize) -> Option<()> {
+fn error_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4, source: u32, icmp: Icmp) -> Option<()> {
     const BEFORE: usize = IPV4_LENGTH + size_of::<Icmp>();
-    let quoted = length + QUOTED;
-    let answer = ipv4_answer(header, ICMP, ICMP_TOS, 0, BEFORE + quoted);
+    let quoted = usize::from(header.version_ihl & 0x0f) * 4 + QUOTED;
+    let answer = ipv4_answer(header, source, ICMP, 0, BEFORE + quoted);
     spend()?;
     grow(ctx, BEFORE)?;
-    let mut icmp = Icmp { kind: 3, code: 3, checksum: 0, rest: 0 };
+    let mut icmp = icmp;
     let mut sum = icmp.sum();
     for at in 0..QUOTED_WORDS_MAX {
         if at * 2 >= quoted {
@@ -225,22 +255,23 @@ fn unreachable_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4, length
     cut(ctx, ETHERNET_LENGTH + BEFORE + quoted)
 }
 
-/// Destination unreachable, port unreachable (RFC 4443 §3.1).
+/// An ICMPv6 error with the packet's IPv6 header and eight bytes of what follows.
 #[inline(always)]
-fn unreachable_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6) -> Option<()> {
+fn error_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6, source: [u32; 4], icmp: Icmp) -> Option<()> {
     const BEFORE: usize = IPV6_LENGTH + size_of::<Icmp>();
     const PAYLOAD: usize = size_of::<Icmp>() + IPV6_LENGTH + QUOTED;
-    let datagram = packet::read::<[u32; 2]>(ctx, ETHERNET_LENGTH + IPV6_LENGTH)?;
-    let mut icmp = Icmp { kind: 1, code: 4, checksum: 0, rest: 0 };
+    let segment = packet::read::<[u32; 2]>(ctx, ETHERNET_LENGTH + IPV6_LENGTH)?;
     let rest = u32::from_ne_bytes([0, 0, header.next_header, header.hop_limit]) | u32::from(header.payload_length);
     let quote = u64::from(header.version_class_label)
         + u64::from(rest)
-        + addresses_sum(header)
-        + u64::from(datagram[0])
-        + u64::from(datagram[1]);
-    let sum = addresses_sum(header) + pseudo_header(ICMPV6, PAYLOAD) + icmp.sum() + quote;
-    icmp.checksum = checksum::of_sum(sum);
-    let answer = ipv6_answer(header, ICMPV6, PAYLOAD);
+        + address_sum(header.source)
+        + address_sum(header.destination)
+        + u64::from(segment[0])
+        + u64::from(segment[1]);
+    let mut icmp = icmp;
+    let addresses = address_sum(source) + address_sum(header.source);
+    icmp.checksum = checksum::of_sum(addresses + pseudo_header(ICMPV6, PAYLOAD) + icmp.sum() + quote);
+    let answer = ipv6_answer(header, source, ICMPV6, PAYLOAD);
     spend()?;
     grow(ctx, BEFORE)?;
     packet::write(ctx, 0, ethernet.turned())?;
@@ -250,17 +281,17 @@ fn unreachable_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6) -> Opt
 }
 
 #[inline(always)]
-fn ipv4_answer(header: &Ipv4, protocol: u8, tos: u8, fragment: u16, total: usize) -> Ipv4 {
+fn ipv4_answer(header: &Ipv4, source: u32, protocol: u8, fragment: u16, total: usize) -> Ipv4 {
     let mut answer = Ipv4 {
         version_ihl: 0x45,
-        tos,
+        tos: if protocol == ICMP { ICMP_TOS } else { 0 },
         total_length: (total as u16).to_be(),
         identification: 0,
         fragment,
         ttl: TTL,
         protocol,
         checksum: 0,
-        source: header.destination,
+        source,
         destination: header.source,
     };
     answer.checksum = answer.sum_of_header();
@@ -268,13 +299,13 @@ fn ipv4_answer(header: &Ipv4, protocol: u8, tos: u8, fragment: u16, total: usize
 }
 
 #[inline(always)]
-fn ipv6_answer(header: &Ipv6, next_header: u8, payload: usize) -> Ipv6 {
+fn ipv6_answer(header: &Ipv6, source: [u32; 4], next_header: u8, payload: usize) -> Ipv6 {
     Ipv6 {
         version_class_label: IPV6_VERSION,
         payload_length: (payload as u16).to_be(),
         next_header,
         hop_limit: TTL,
-        source: header.destination,
+        source,
         destination: header.source,
     }
 }
@@ -286,11 +317,9 @@ fn pseudo_header(protocol: u8, length: usize) -> u64 {
 }
 
 #[inline(always)]
-fn addresses_sum(header: &Ipv6) -> u64 {
-    let [a, b, c, d] = header.source;
-    let [e, f, g, h] = header.destination;
-    let half = |w: u32, x: u32, y: u32, z: u32| u64::from(w) + u64::from(x) + u64::from(y) + u64::from(z);
-    half(a, b, c, d) + half(e, f, g, h)
+fn address_sum(address: [u32; 4]) -> u64 {
+    let [a, b, c, d] = address;
+    u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
 }
 
 /// Takes one rejection from this CPU's budget; `None` when this tick's is used up.

@@ -14,6 +14,7 @@ use crate::forward::Egress;
 use crate::parse::Packet;
 use crate::route::{self, answer};
 use crate::service::{self, Hit};
+use crate::verdict::Stop;
 use crate::{arrival, clock, maps, word};
 
 /// A connection that a packet answers.
@@ -214,7 +215,7 @@ pub extern "C" fn wide_key(client_a: u64, client_b: u64, ports: u64, service: u3
 
 /// Whether the slot is that of a connection with this real server, and not too old.
 #[inline(always)]
-fn is_live(meta: Meta, index: u32, real: &RealServerEntry) -> bool {
+pub fn is_live(meta: Meta, index: u32, real: &RealServerEntry) -> bool {
     u32::from(meta.real_server()) == index
         && meta.generation() == real.generation as u8
         && connection::age(meta.last_seen(), clock::tick()) <= conntrack::timeout(meta.state())
@@ -233,41 +234,37 @@ pub fn known_way_back(meta: Meta, routes: u32) -> Option<&'static ClientHop> {
 /// One that has none is then served as long as the kernel knows the client's neighbour; where it does not, the way that the
 /// client's packets came is not remembered, and replies are dropped as `no_neighbour`.
 #[inline(always)]
-pub fn way_back(
-    ctx: *mut xdp_md,
-    packet: &Packet,
-    answered: &Answered,
-    routes: u32,
-) -> Result<(Egress, u16), DropReason> {
+pub fn way_back(ctx: *mut xdp_md, packet: &Packet, answered: &Answered, routes: u32) -> Result<(Egress, u16), Stop> {
+    let service = answered.service.index;
     let number = answered.meta.client_hop();
-    let egress = match route::to_client(ctx, answered.service.index, packet.length) {
+    let egress = match route::to_client(ctx, service, packet.length) {
         answer::SUCCESS => route::found().ok_or(DropReason::NoRoute)?,
-        answer::FRAGMENTATION_NEEDED => return Err(DropReason::PacketTooBig),
-        answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => return Err(DropReason::NoRoute),
+        answer::FRAGMENTATION_NEEDED => return Err(Stop::too_big(service, route::mtu())),
+        answer::BLACKHOLE | answer::UNREACHABLE | answer::PROHIBIT => return Err(DropReason::NoRoute.into()),
         // Local, no route, no neighbour, forwarding off: back to where the client's packets have come from.
         _ => egress_of(hop(number.into()).ok_or(DropReason::NoNeighbour)?),
     };
     let learnt = learn(&egress, routes);
-    fitting(packet, egress, if learnt == 0 { number } else { learnt })
+    fitting(packet, service, egress, if learnt == 0 { number } else { learnt })
 }
 
 /// The way back to a client of whose packets nothing is known: by the routing table alone, for each reply.
 #[inline(always)]
-pub fn looked_up(ctx: *mut xdp_md, packet: &Packet, service: u32) -> Result<Egress, DropReason> {
+pub fn looked_up(ctx: *mut xdp_md, packet: &Packet, service: u32) -> Result<Egress, Stop> {
     match route::to_client(ctx, service, packet.length) {
-        answer::SUCCESS => route::found().ok_or(DropReason::NoRoute),
-        answer::FRAGMENTATION_NEEDED => Err(DropReason::PacketTooBig),
-        answer::NO_NEIGHBOUR => Err(DropReason::NoNeighbour),
-        answer::FORWARDING_DISABLED => Err(DropReason::ForwardingDisabled),
-        answer::NOT_PERMITTED => Err(DropReason::UnlistedInterface),
-        _ => Err(DropReason::NoRoute),
+        answer::SUCCESS => Ok(route::found().ok_or(DropReason::NoRoute)?),
+        answer::FRAGMENTATION_NEEDED => Err(Stop::too_big(service, route::mtu())),
+        answer::NO_NEIGHBOUR => Err(DropReason::NoNeighbour.into()),
+        answer::FORWARDING_DISABLED => Err(DropReason::ForwardingDisabled.into()),
+        answer::NOT_PERMITTED => Err(DropReason::UnlistedInterface.into()),
+        _ => Err(DropReason::NoRoute.into()),
     }
 }
 
 /// The way and its number, where the packet is not too long for it.
 #[inline(always)]
-pub fn fitting(packet: &Packet, egress: Egress, number: u16) -> Result<(Egress, u16), DropReason> {
-    if packet.length > egress.mtu { Err(DropReason::PacketTooBig) } else { Ok((egress, number)) }
+pub fn fitting(packet: &Packet, service: u32, egress: Egress, number: u16) -> Result<(Egress, u16), Stop> {
+    if packet.length > egress.mtu { Err(Stop::too_big(service, egress.mtu)) } else { Ok((egress, number)) }
 }
 
 /// The way that an entry of `client_hops` holds.

@@ -64,8 +64,9 @@ pub fn decrement_ttl(ctx: &XdpContext, packet: &Packet) -> Result<(), DropReason
     if packet.is_ipv4 { set_ipv4(ctx, None, Delta::NONE) } else { set_ipv6(ctx, None) }
 }
 
+/// Takes one from the time to live, and sets the address of one end, which does `addresses` to the header's checksum.
 #[inline(always)]
-fn set_ipv4(ctx: &XdpContext, change: Option<(End, Address)>, addresses: Delta) -> Result<(), DropReason> {
+pub fn set_ipv4(ctx: &XdpContext, change: Option<(End, Address)>, addresses: Delta) -> Result<(), DropReason> {
     let header = packet::at::<Ipv4>(ctx, ETHERNET_LENGTH).ok_or(DropReason::Malformed)?;
     // SAFETY: `at` has checked that the header lies in the packet.
     let header = unsafe { &mut *header };
@@ -81,8 +82,9 @@ fn set_ipv4(ctx: &XdpContext, change: Option<(End, Address)>, addresses: Delta) 
     Ok(())
 }
 
+/// Takes one from the hop limit, and sets the address of one end.
 #[inline(always)]
-fn set_ipv6(ctx: &XdpContext, change: Option<(End, Address)>) -> Result<(), DropReason> {
+pub fn set_ipv6(ctx: &XdpContext, change: Option<(End, Address)>) -> Result<(), DropReason> {
     let header = packet::at::<Ipv6>(ctx, ETHERNET_LENGTH).ok_or(DropReason::Malformed)?;
     // SAFETY: `at` has checked that the header lies in the packet.
     let header = unsafe { &mut *header };

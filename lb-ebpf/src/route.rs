@@ -66,6 +66,12 @@ pub fn found() -> Option<Egress> {
     Some(unsafe { *hop })
 }
 
+/// The MTU of the way that this packet's last look-up has found too narrow.
+#[inline(always)]
+pub fn mtu() -> u32 {
+    found().map_or(0, |egress| egress.mtu)
+}
+
 /// Source and destination of the packet.
 #[inline(always)]
 fn addresses(ctx: *mut xdp_md) -> Option<(Address, Address)> {
@@ -97,14 +103,15 @@ fn look_up(ctx: *mut xdp_md, source: &Address, destination: &Address, length: u3
     }
     // SAFETY: context and query are valid, the length is the query's.
     let answer = unsafe { bpf_fib_lookup(ctx.cast(), (&raw mut query).cast(), size_of::<FibLookup>() as i32, 0) };
-    if answer != i64::from(answer::SUCCESS) {
-        return answer as u32;
+    let answer = answer as u32;
+    if answer != answer::SUCCESS && answer != answer::FRAGMENTATION_NEEDED {
+        return answer;
     }
-    if !is_permitted(ctx, query.ifindex) {
+    if answer == answer::SUCCESS && !is_permitted(ctx, query.ifindex) {
         return answer::NOT_PERMITTED;
     }
     let Some(hop) = maps::ROUTE.get_ptr_mut(0) else { return answer::NOT_FORWARDED };
-    // SAFETY: on success the kernel has put the route's MTU in the place of the length (Linux 5.12).
+    // SAFETY: with these two answers the kernel has put the route's MTU in the place of the length (Linux 5.12).
     let mtu = u32::from(unsafe { query.__bindgen_anon_1.mtu_result });
     let egress = Egress {
         ifindex: query.ifindex,
@@ -114,7 +121,7 @@ fn look_up(ctx: *mut xdp_md, source: &Address, destination: &Address, length: u3
     };
     // SAFETY: this CPU's own element; nothing else writes it while the program runs.
     unsafe { *hop = egress };
-    answer::SUCCESS
+    answer
 }
 
 /// Redirects only to interfaces that have the program: a driver is only sure to take redirected frames then, and one that

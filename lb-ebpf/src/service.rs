@@ -22,6 +22,13 @@ pub fn lookups() -> Option<&'static Lookups> {
     maps::LOOKUPS.get(0)
 }
 
+/// The generation of the routes.
+#[inline(always)]
+pub fn routes(lookups: &Lookups) -> u32 {
+    // SAFETY: a word of a live map element.
+    unsafe { word::read(&raw const lookups.routes) }
+}
+
 /// The virtual server that the packet addresses.
 #[inline(always)]
 pub fn find(packet: &Packet, lookups: &Lookups) -> Option<Hit> {

@@ -28,6 +28,7 @@ mod client;
 mod command;
 mod crowd;
 mod digest;
+mod far;
 mod http;
 mod link;
 mod namespace;

@@ -26,7 +26,7 @@ const SERVER_BRIDGE: &str = "br1";
 
 /// Settings of every host, before it has interfaces so that they inherit them: no autoconfiguration, and no
 /// duplicate address detection that would delay the first packet by a second.
-const QUIET: [(&str, &str); 6] = [
+pub(super) const QUIET: [(&str, &str); 6] = [
     ("ipv6/conf/all/accept_ra", "0"),
     ("ipv6/conf/default/accept_ra", "0"),
     ("ipv6/conf/all/accept_dad", "0"),

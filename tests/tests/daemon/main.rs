@@ -13,6 +13,7 @@ mod lifecycle;
 mod limits;
 mod nexthops;
 mod operated;
+mod path_mtu;
 mod persistence;
 mod ports;
 mod refusals;

@@ -34,7 +34,7 @@ use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unsha
 use nix::unistd::Pid;
 
 use super::frame::Frame;
-use super::oracle;
+use super::oracle::{self, Examined, Told};
 use super::scene::{FAMILIES, Family, INGRESS, Mac, OUR_MAC, PROTOCOLS, UNLISTED, real_mac, real_server, service};
 
 /// What lies before a frame: 64 bytes of ones.
@@ -357,6 +357,16 @@ impl Bench {
         assert_eq!((sent.verdict, sent.dropped), (Verdict::Transmit, Some(reason)), "\n{}", dump(frame));
         let reading = oracle::read(frame).expect("is a good packet");
         assert_same(&sent.frame, &reading.rejection(frame), &"a refused packet");
+    }
+
+    /// Sends a frame that goes no further, which the VIP `router` must tell its sender.
+    #[track_caller]
+    pub fn expect_told(&self, frame: &Frame, router: IpAddr, told: Told) {
+        let bytes = frame.bytes();
+        let sent = self.send_bytes(&bytes);
+        assert_eq!((sent.verdict, sent.dropped), (Verdict::Transmit, Some(told.reason())), "{frame:?}");
+        let Examined::Packet { reading, .. } = oracle::examine(&bytes) else { panic!("has no ports: {frame:?}") };
+        assert_same(&sent.frame, &reading.told(&bytes, router, told), frame);
     }
 
     /// Sends a frame that must be sent on, and says to which real server it went.

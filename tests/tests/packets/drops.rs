@@ -8,6 +8,7 @@ use lb_userspace::model::{Policy, Removal};
 
 use super::bench::{Bench, OPTIONS, Verdict, in_namespace};
 use super::frame::{ACK, FIN, Frame, PSH, RST, SYN, Transport};
+use super::oracle::Told;
 use super::scene::{
     FAMILIES, Family, INGRESS, METHODS, NAT_PORT, PORT, PROTOCOLS, UNLISTED, answer, opening, real_mac, real_server,
     service,
@@ -371,12 +372,12 @@ fn tuple_in_use() {
 fn ttl_expired() {
     each_opening(|bench, packet| {
         for ttl in [0, 1] {
-            bench.expect_drop(&Frame { ttl, ..packet.clone() }.bytes(), DropReason::TtlExpired);
+            bench.expect_told(&Frame { ttl, ..packet.clone() }, packet.destination.ip(), Told::Expired);
         }
         bench.server_of(&Frame { ttl: 2, ..packet });
     });
-    each_answer(|bench, answer, _| {
-        bench.expect_drop(&Frame { ttl: 1, ..answer.clone() }.bytes(), DropReason::TtlExpired);
+    each_answer(|bench, answer, request| {
+        bench.expect_told(&Frame { ttl: 1, ..answer.clone() }, request.destination.ip(), Told::Expired);
     });
 }
 
@@ -393,8 +394,9 @@ fn packet_too_big() {
             for protocol in PROTOCOLS {
                 let packet = opening(service(family, protocol), 1000);
                 let of_length = |length: usize| packet.clone().payload(&vec![7; length - packet.packet_length()]);
-                bench.expect_drop(&of_length(601 - outer).bytes(), DropReason::PacketTooBig);
-                bench.expect_drop(&of_length(1400).bytes(), DropReason::PacketTooBig);
+                let told = Told::TooBig(u16::try_from(600 - outer).expect("small"));
+                bench.expect_told(&of_length(601 - outer), family.vip(0), told);
+                bench.expect_told(&of_length(1400), family.vip(0), told);
                 bench.server_of(&of_length(600 - outer));
                 // Padding is no part of the packet.
                 bench.server_of(&Frame { padding: vec![0; 40], ..of_length(600 - outer) });
@@ -411,7 +413,7 @@ fn a_dropped_packet_leaves_no_connection_and_no_count() {
             bench.way(family, 1, INGRESS, 60);
             let service = service(family, Protocol::Tcp);
             let big = opening(service, 1000).payload(&[0; 100]);
-            bench.expect_drop(&big.bytes(), DropReason::PacketTooBig);
+            bench.expect_told(&big, family.vip(0), Told::TooBig(60));
             let data = Frame { transport: Transport::Tcp { flags: ACK }, ..opening(service, 1000) };
             bench.expect_refusal(&data.bytes(), DropReason::NoConnection);
         }

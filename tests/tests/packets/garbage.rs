@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 
+use lb_common::drop_reason::DropReason;
 use lb_common::net::Protocol;
 use lb_common::service::ForwardingMethod;
 use lb_userspace::model::Service;
@@ -15,7 +16,9 @@ use proptest::test_runner::TestRunner;
 
 use super::bench::{Bench, Sent, Verdict, assert_same, in_namespace};
 use super::frame::{ACK, FIN, Frame, PSH, RST, SYN, Transport};
-use super::oracle::{self, Change, Reading};
+use super::icmp;
+use super::oracle::{self, Change, Examined, Reading, Told};
+use super::quotation;
 use super::scene::{FAMILIES, Family, INGRESS, METHODS, OUR_MAC, PORT, PROTOCOLS, number_of, real_mac, real_server};
 use super::sctp_frame::saying;
 
@@ -58,7 +61,7 @@ fn is_served(method: ForwardingMethod, protocol: Protocol) -> bool {
 
 /// A frame out of `sent_on` was a good packet of a virtual server, and is what forwarding makes of it.
 fn check_forwarded(input: &[u8], sent: &Sent) {
-    let reading = oracle::read(input).unwrap_or_else(|| panic!("sent on, but it is no good packet"));
+    let Some(reading) = oracle::read(input) else { return check_error(input, sent) };
     let (method, service) = match service_of(&reading) {
         Some(found) => found,
         None => return check_answer(input, &reading, sent),
@@ -93,6 +96,34 @@ fn check_answer(input: &[u8], reading: &Reading, sent: &Sent) {
     assert_same(&sent.frame, &[&sent.frame[..6], &OUR_MAC, &frame[12..]].concat(), &"an answer");
 }
 
+/// A frame out of `sent_on` was an ICMP error about a packet of a virtual server, and is what forwarding makes of it.
+fn check_error(input: &[u8], sent: &Sent) {
+    let quotation = quotation::read(input).unwrap_or_else(|| panic!("sent on, but it is no good packet"));
+    assert_eq!(quotation.fault, None);
+    let answer = quotation.answer;
+    let changed = |change, actual: &[u8]| {
+        let frame = quotation.forwarded(input, change, actual);
+        [&actual[..6], &OUR_MAC, &frame[12..]].concat()
+    };
+    let Some((method, _)) = service_of(&answer) else {
+        let vip = served(answer.family, 0, Protocol::Tcp).address;
+        return assert_same(&sent.frame, &changed(Change::Source(vip), &sent.frame), &"an error to a client");
+    };
+    let n = number_of(&sent.frame[..6]).expect("the address of a real server");
+    assert!((1..=SERVERS).any(|which| real_number(method, which) == n), "real server {n} is not of the virtual server");
+    let real = real_server(answer.family, METHODS[method], n);
+    let expected = match METHODS[method] {
+        ForwardingMethod::Nat => changed(Change::Destination(real), &sent.frame),
+        ForwardingMethod::Dr => changed(Change::Nothing, &sent.frame),
+        ForwardingMethod::Tun => {
+            let outer = if answer.family == Family::V4 { 20 } else { 40 };
+            let inner = [&sent.frame[..14], &sent.frame[14 + outer..]].concat();
+            answer.wrapped(&changed(Change::Nothing, &inner), answer.family.director(), real.ip())
+        }
+    };
+    assert_same(&sent.frame, &expected, &"an error to a real server");
+}
+
 /// The virtual server that a packet is to, and the index of its method.
 fn service_of(reading: &Reading) -> Option<(usize, Service)> {
     let protocol = Protocol::ALL.into_iter().find(|protocol| *protocol as u32 == u32::from(reading.protocol))?;
@@ -102,7 +133,7 @@ fn service_of(reading: &Reading) -> Option<(usize, Service)> {
 }
 
 /// A frame that may be good: it passes as it is, is dropped, or is forwarded as it should be.
-fn check(bench: &Bench, input: &[u8]) -> Verdict {
+fn check(bench: &Bench, input: &[u8]) -> Sent {
     let sent = bench.send_bytes(input);
     match sent.verdict {
         Verdict::Pass => assert_same(&sent.frame, input, &"what passed"),
@@ -120,11 +151,23 @@ fn check(bench: &Bench, input: &[u8]) -> Verdict {
     {
         assert_eq!((sent.verdict, sent.dropped), (Verdict::Transmit, None));
     }
-    sent.verdict
+    sent
 }
 
-/// An answer is made to good packets of virtual servers only.
+/// An answer is made to good packets of virtual servers only, and to those whose time has run out.
 fn check_refused(input: &[u8], sent: &Sent) {
+    if sent.dropped == Some(DropReason::TtlExpired) {
+        let Examined::Packet { reading, fault } = oracle::examine(input) else {
+            panic!("answered, but it has no ports")
+        };
+        assert_eq!(fault, sent.dropped);
+        let answered = |method| {
+            let vip = served(reading.family, method, Protocol::Tcp).address.ip();
+            sent.frame == reading.told(input, vip, Told::Expired)
+        };
+        assert!((0..METHODS.len()).any(answered), "answered: {:02x?}", sent.frame);
+        return;
+    }
     let reading = oracle::read(input).unwrap_or_else(|| panic!("answered, but it is no good packet"));
     assert!(service_of(&reading).is_some() && reading.is_from_a_host(), "answered: {reading:?}");
     assert!(reading.is_answerable(input), "answered: {reading:?}");
@@ -133,8 +176,8 @@ fn check_refused(input: &[u8], sent: &Sent) {
 
 /// A frame that is not good: it must not be sent on.
 fn check_bad(bench: &Bench, input: &[u8]) {
-    let verdict = check(bench, input);
-    assert!(matches!(verdict, Verdict::Pass | Verdict::Drop), "{verdict:?}");
+    let sent = check(bench, input);
+    assert!(sent.verdict == Verdict::Pass || sent.dropped.is_some(), "{sent:?}");
 }
 
 /// Runs `test` on [`CASES`] frames; a failure is shown as small as it can be made.
@@ -231,6 +274,47 @@ fn a_packet_with_changed_bytes_is_sent_on_only_where_it_is_still_good() {
     });
 }
 
+/// An ICMP error about what may belong to a connection: of a VIP to a client, or of a client to a real server.
+fn good_error() -> impl Strategy<Value = Frame> {
+    let who = (select(FAMILIES.as_slice()), 0..METHODS.len(), select(PROTOCOLS.as_slice()), 1000..1008_u16);
+    let about = prop_oneof![2 => Just(None), 1 => (1..=SERVERS).prop_map(Some)];
+    let sizes = (0..3_usize, 0..3_usize, 8..40_usize, prop_oneof![Just(0), 1..8_usize]);
+    (who, about, 1..13_u8, any::<u32>(), sizes).prop_map(|(who, about, kind, rest, sizes)| {
+        let (family, method, protocol, port) = who;
+        let (client, vip) = (family.client(port), served(family, method, protocol).address);
+        let (from, to) = match about {
+            None => (vip, client),
+            Some(which) => (client, real_server(family, ForwardingMethod::Nat, real_number(0, which))),
+        };
+        let transport = match protocol {
+            Protocol::Tcp => Transport::Tcp { flags: ACK },
+            Protocol::Udp => Transport::Udp { has_checksum: true },
+            Protocol::Sctp => Transport::Sctp { chunks: saying(ACK) },
+        };
+        let (words, quoted_words, length, padding) = sizes;
+        let options = |words: usize| if family == Family::V4 { vec![1; words * 4] } else { Vec::new() };
+        let quoted = Frame { options: options(quoted_words), ..Frame::new(from, to, transport) }.payload(&[0x33; 40]);
+        let quoted = icmp::quote(&quoted, length);
+        let error = icmp::error(family.director(), from.ip(), (kind, kind & 1, rest), &quoted);
+        Frame { options: options(words), padding: vec![0xaa; padding], ..error }
+    })
+}
+
+#[test]
+fn an_error_with_changed_bytes_is_sent_on_only_where_it_still_quotes_one_of_ours() {
+    let mutations = vec((any::<Index>(), 1..=255_u8), 0..=2);
+    for_frames((good(), good_error(), mutations), |bench, (packet, error, mutations)| {
+        // So that there are connections to have errors about.
+        check(bench, &packet.bytes());
+        let mut bytes = error.bytes();
+        let length = bytes.len();
+        for (at, change) in mutations {
+            bytes[at.index(length)] ^= change;
+        }
+        check(bench, &bytes);
+    });
+}
+
 #[test]
 fn every_prefix_of_a_packet_passes_or_is_dropped() {
     in_namespace(|| {
@@ -241,7 +325,7 @@ fn every_prefix_of_a_packet_passes_or_is_dropped() {
                     let to = served(family, method, protocol);
                     let whole = super::scene::opening(to, 2000).payload(b"payload").bytes();
                     (14..whole.len()).for_each(|length| check_bad(&bench, &whole[..length]));
-                    assert_eq!(check(&bench, &whole), Verdict::Transmit);
+                    assert_eq!(check(&bench, &whole).verdict, Verdict::Transmit);
                     (14..whole.len()).for_each(|length| check_bad(&bench, &whole[..length]));
                 }
             }

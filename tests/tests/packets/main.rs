@@ -35,11 +35,15 @@ mod headers;
 #[cfg(test)]
 mod headroom;
 #[cfg(test)]
+mod icmp;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
 mod pruning;
+#[cfg(test)]
+mod quotation;
 #[cfg(test)]
 mod redirects;
 #[cfg(test)]

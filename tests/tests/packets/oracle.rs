@@ -20,9 +20,9 @@ pub struct Reading {
     pub source: SocketAddr,
     pub destination: SocketAddr,
     /// Offset of the transport header in the frame.
-    transport: usize,
+    pub transport: usize,
     /// Offset of the first byte behind the IP packet.
-    end: usize,
+    pub end: usize,
 }
 
 /// What a frame is.
@@ -40,6 +40,25 @@ pub enum Change {
     Source(SocketAddr),
     Destination(SocketAddr),
     Nothing,
+}
+
+/// What the sender of a packet is told that goes no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// That its time to live has run out.
+    Expired,
+    /// The largest packet that goes this way, in bytes.
+    TooBig(u16),
+}
+
+impl Told {
+    /// What is counted.
+    pub fn reason(self) -> DropReason {
+        match self {
+            Self::Expired => DropReason::TtlExpired,
+            Self::TooBig(_) => DropReason::PacketTooBig,
+        }
+    }
 }
 
 const TCP: u8 = 6;
@@ -303,7 +322,7 @@ impl Reading {
         reset.extend([0x50, flags, 0, 0, 0, 0, 0, 0]);
         let sum = transport_checksum(self.destination.ip(), self.source.ip(), TCP, &reset);
         reset[16..18].copy_from_slice(&sum.to_be_bytes());
-        self.back(TCP, 0, 0x4000, &reset)
+        self.back(self.destination.ip(), (TCP, 0, 0x4000), &reset)
     }
 
     /// RFC 9260 §8.4 (3), (5), (8): with the sender's tag and the T bit, or the tag that its INIT asks for.
@@ -317,25 +336,44 @@ impl Reading {
         let mut abort = [&packet[2..4], &packet[..2], tag, &[0; 4], &chunk].concat();
         let sum = sctp_frame::checksum(&abort);
         abort[8..12].copy_from_slice(&sum);
-        self.back(SCTP, 0, 0x4000, &abort)
+        self.back(self.destination.ip(), (SCTP, 0, 0x4000), &abort)
     }
 
-    /// RFC 792 and RFC 4443 §3.1: from the address that was not served, with the start of the packet.
+    /// RFC 792 and RFC 4443 §3.1: from the address that was not served.
     fn unreachable(&self, frame: &[u8]) -> Vec<u8> {
+        let kind_and_code = if self.family == Family::V4 { [3, 3] } else { [1, 4] };
+        self.error(frame, self.destination.ip(), kind_and_code, 0)
+    }
+
+    /// What the sender of a packet that goes no further is told by `router`, which is a VIP here.
+    pub fn told(&self, frame: &[u8], router: IpAddr, what: Told) -> Vec<u8> {
+        let packet = match (what, self.family) {
+            // RFC 792, RFC 4443 §3.3.
+            (Told::Expired, Family::V4) => self.error(frame, router, [11, 0], 0),
+            (Told::Expired, Family::V6) => self.error(frame, router, [3, 0], 0),
+            // RFC 1191 §4, RFC 4443 §3.2; no MTU of IPv6 is below 1280 (RFC 8200 §5).
+            (Told::TooBig(mtu), Family::V4) => self.error(frame, router, [3, 4], u32::from(mtu)),
+            (Told::TooBig(mtu), Family::V6) => self.error(frame, router, [2, 0], u32::from(mtu.max(1280))),
+        };
+        [&frame[6..12], &frame[..6], &frame[12..14], &packet].concat()
+    }
+
+    /// An ICMP error with the start of the packet.
+    fn error(&self, frame: &[u8], from: IpAddr, [kind, code]: [u8; 2], rest: u32) -> Vec<u8> {
         let quoted = &frame[14..self.transport + 8];
-        let (kind, code, protocol) = if self.family == Family::V4 { (3, 3, 1) } else { (1, 4, 58) };
-        let mut message = [&[kind, code, 0, 0, 0, 0, 0, 0], quoted].concat();
+        let protocol = if self.family == Family::V4 { 1 } else { 58 };
+        let mut message = [&[kind, code, 0, 0], &rest.to_be_bytes(), quoted].concat();
         let sum = match self.family {
             Family::V4 => internet_checksum(&message),
-            Family::V6 => transport_checksum(self.destination.ip(), self.source.ip(), protocol, &message),
+            Family::V6 => transport_checksum(from, self.source.ip(), protocol, &message),
         };
         message[2..4].copy_from_slice(&sum.to_be_bytes());
-        self.back(protocol, 0xc0, 0, &message)
+        self.back(from, (protocol, 0xc0, 0), &message)
     }
 
-    /// `content` from where the packet went to where it came from; class and flags are those of IPv4.
-    fn back(&self, protocol: u8, class: u8, flags: u16, content: &[u8]) -> Vec<u8> {
-        match (self.destination.ip(), self.source.ip()) {
+    /// `content` to where the packet came from; protocol, class and flags, the last two those of IPv4.
+    fn back(&self, from: IpAddr, (protocol, class, flags): (u8, u8, u16), content: &[u8]) -> Vec<u8> {
+        match (from, self.source.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let addresses = [from.octets(), to.octets()];
                 Ipv4Header { class, identification: 0, flags, ttl: 64, protocol, addresses, options: &[] }
@@ -374,7 +412,7 @@ impl Reading {
 }
 
 /// Puts into `out` the checksum at `at`, over what `covered` picks: see [`Reading::forwarded`].
-fn correct(out: &mut [u8], at: usize, actual: &[u8], before: &[u8], covered: impl Fn(&[u8]) -> Vec<u8>) {
+pub fn correct(out: &mut [u8], at: usize, actual: &[u8], before: &[u8], covered: impl Fn(&[u8]) -> Vec<u8>) {
     // The complement of a sum that includes a right checksum is zero; 0xffff is the other zero of one's complement.
     let error = |frame: &[u8]| internet_checksum(&covered(frame)) % 0xffff;
     out[at..at + 2].fill(0);
@@ -387,7 +425,7 @@ fn correct(out: &mut [u8], at: usize, actual: &[u8], before: &[u8], covered: imp
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> u16 {
+pub fn word(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 

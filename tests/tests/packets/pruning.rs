@@ -7,6 +7,7 @@ use lb_userspace::datapath::xdp::object::{self, LoadOptions};
 use lb_userspace::datapath::xdp::pins::MAPS;
 
 use super::bench::{Bench, OPTIONS, Verdict, in_namespace};
+use super::oracle::Told;
 use super::replies::back;
 use super::scene::{FAMILIES, answer, opening, real_server, service};
 use super::{forwarding, frame};
@@ -46,7 +47,7 @@ fn with_the_packet_log_packets_fare_the_same() {
             let answer = answer(&request, real, 1, frame::SYN | frame::ACK);
             bench.expect(&answer, Verdict::Transmit, &back(&answer, &request));
             let expired = frame::Frame { ttl: 1, ..request };
-            bench.expect_drop(&expired.bytes(), lb_common::drop_reason::DropReason::TtlExpired);
+            bench.expect_told(&expired, expired.destination.ip(), Told::Expired);
         }
     });
 }

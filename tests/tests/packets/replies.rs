@@ -10,6 +10,7 @@ use lb_userspace::model::{Policy, Service};
 
 use super::bench::{Bench, Verdict, in_namespace};
 use super::frame::{ACK, FIN, Frame, PSH, SYN, Transport};
+use super::oracle::Told;
 use super::routes;
 use super::scene::{
     CLIENT_MAC, FAMILIES, Family, METHODS, OUR_MAC, PORT, PROTOCOLS, answer, opening, real_mac, real_server, service,
@@ -254,7 +255,8 @@ fn without_a_connection_an_answer_is_rewritten_only_where_that_was_asked_for() {
                     if is_stateless {
                         let expected = back(&answer, &request).macs(routes::OUT_MAC, routes::NEIGHBOUR_MAC);
                         bench.expect(&answer, Verdict::Redirect, &expected);
-                        bench.expect_drop(&Frame { ttl: 1, ..answer.clone() }.bytes(), DropReason::TtlExpired);
+                        let expired = Frame { ttl: 1, ..answer.clone() };
+                        bench.expect_told(&expired, request.destination.ip(), Told::Expired);
                         let stranger = Frame { destination: SocketAddr::new(family.stranger(), 9), ..answer };
                         bench.expect_drop(&stranger.bytes(), DropReason::NoNeighbour);
                     } else {

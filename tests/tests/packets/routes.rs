@@ -12,6 +12,7 @@ use lb_common::service::ForwardingMethod;
 use super::bench::{Bench, Verdict, assert_same, in_namespace};
 use super::forwarding::{translated, tunnelled};
 use super::frame::{ACK, Frame, SYN};
+use super::oracle::Told;
 use super::replies::back;
 use super::scene::{FAMILIES, Family, METHODS, Mac, UNLISTED, answer, opening, real_server, service};
 
@@ -119,7 +120,8 @@ pub fn packet_too_big() {
         };
         let packet = opening(service(family, Protocol::Udp), 1000);
         let of_length = |length: usize| packet.clone().payload(&vec![7; length - packet.packet_length()]);
-        bench.expect_drop(&of_length(1301 - outer).bytes(), DropReason::PacketTooBig);
+        let told = Told::TooBig(u16::try_from(1300 - outer).expect("small"));
+        bench.expect_told(&of_length(1301 - outer), family.vip(0), told);
         assert_eq!(bench.send(&of_length(1300 - outer)).verdict, Verdict::Redirect);
     });
 }
@@ -173,7 +175,7 @@ fn a_nat_answer_takes_the_route_to_the_client_that_the_kernel_knows() {
         for (answer, request) in &answers {
             bench.expect(answer, Verdict::Redirect, &back(answer, request).macs(OUT_MAC, NEIGHBOUR_MAC));
             let big = answer.clone().payload(&vec![1; 1301 - answer.packet_length()]);
-            bench.expect_drop(&big.bytes(), DropReason::PacketTooBig);
+            bench.expect_told(&big, request.destination.ip(), Told::TooBig(1300));
         }
     });
 }

@@ -11,7 +11,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_obj::generated::bpf_map_type;
 use lb_common::connection::{TICK_SHIFT, Timeouts, buckets_for};
 use lb_common::hash::Secret;
-use lb_common::{REAL_PLACES_MAX, STAGE_EXCEPTIONAL};
+use lb_common::{REAL_PLACES_MAX, STAGE_EXCEPTIONAL, STAGE_ICMP};
 
 use super::origin;
 use crate::host::jiffies_per_second;
@@ -130,7 +130,7 @@ const TIMEOUTS: &str = "timeouts";
 /// The programs that `balance` jumps to.
 const STAGES: &str = "stages";
 /// What is in `stages`: place and program.
-const STAGE_PROGRAMS: [(u32, &str); 1] = [(STAGE_EXCEPTIONAL, "exceptional")];
+const STAGE_PROGRAMS: [(u32, &str); 2] = [(STAGE_EXCEPTIONAL, "exceptional"), (STAGE_ICMP, "icmp")];
 
 /// Creates the maps and loads the program `name`, which keeps those of `maps`; the rest, other programs', are freed.
 /// Where `stages` is one of `maps`, the programs in it are loaded, too.

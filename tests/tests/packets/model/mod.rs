@@ -2,6 +2,7 @@
 //!
 //! Shares data types and hashes with the program, and no decisions. It knows neither locks nor races: one packet at a time.
 
+mod error;
 mod reply;
 mod request;
 pub mod rings;
@@ -24,7 +25,7 @@ use lb_userspace::model::Service;
 use self::state::{Count, Side, State};
 use self::table::{Entry, Kind, Place, Table};
 use self::world::{Hop, Persistence, RealServer, VirtualServer};
-use super::oracle::{self, Change, Examined, Reading};
+use super::oracle::{self, Change, Examined, Reading, Told};
 use super::scene::Mac;
 
 /// What becomes of a frame.
@@ -73,6 +74,33 @@ pub struct Settings {
     pub rejects_per_tick: u32,
 }
 
+/// Why a packet goes no further.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    /// Its sender hears nothing of it.
+    Silent(DropReason),
+    /// Its sender is told by the VIP.
+    Told(Told),
+}
+
+impl Stop {
+    fn reason(self) -> DropReason {
+        match self {
+            Self::Silent(reason) => reason,
+            Self::Told(told) => told.reason(),
+        }
+    }
+}
+
+impl From<DropReason> for Stop {
+    fn from(reason: DropReason) -> Self {
+        match reason {
+            DropReason::TtlExpired => Self::Told(Told::Expired),
+            other => Self::Silent(other),
+        }
+    }
+}
+
 /// A packet of a virtual server.
 #[derive(Clone, Copy)]
 struct Packet<'a> {
@@ -103,23 +131,31 @@ impl Model {
     /// Takes a frame that comes in at the tick `now`.
     pub fn take(&mut self, frame: &[u8], now: u16) -> Outcome {
         let (reading, fault) = match oracle::examine(frame) {
-            Examined::Foreign => return Outcome::Passed,
+            Examined::Foreign => {
+                let outcome = self.error(frame, now);
+                self.count_drop(&outcome);
+                return outcome;
+            }
             Examined::Packet { reading, fault } => (reading, fault),
         };
         let flags = reading.flags(frame);
         let packet = Packet { frame, reading, flags, now };
         let outcome = match self.service_of(&reading) {
             Some(service) => match fault {
-                Some(reason) => Outcome::Dropped(reason),
+                Some(reason) => self.stopped(&packet, reading.destination.ip(), reason.into()),
                 None => self.request(packet, service),
             },
             None => self.reply(packet, fault),
         };
-        match &outcome {
+        self.count_drop(&outcome);
+        outcome
+    }
+
+    fn count_drop(&mut self, outcome: &Outcome) {
+        match outcome {
             Outcome::Refused { reason, .. } | Outcome::Dropped(reason) => *self.drops.entry(*reason).or_default() += 1,
             Outcome::Passed | Outcome::Sent { .. } => {}
         }
-        outcome
     }
 
     /// The address of the real server that has the connection of `client` with `vip_port` of a virtual server.
@@ -257,15 +293,26 @@ impl Model {
         change(self.real_counters.entry(real).or_default());
     }
 
-    /// Where a packet of `length` bytes leaves for a real server.
-    fn way(real: &RealServer, length: usize) -> Result<Way, DropReason> {
+    /// A packet of virtual server `vip` that goes no further.
+    fn stopped(&mut self, packet: &Packet, vip: IpAddr, stop: Stop) -> Outcome {
+        match stop {
+            Stop::Silent(reason) => Outcome::Dropped(reason),
+            Stop::Told(told) if packet.reading.is_from_a_host() && self.may_reject(packet.now) => {
+                Outcome::Refused { reason: told.reason(), bytes: packet.reading.told(packet.frame, vip, told) }
+            }
+            Stop::Told(told) => Outcome::Dropped(told.reason()),
+        }
+    }
+
+    /// Where a packet of `length` bytes, with an outer header of `outer` more, leaves for a real server.
+    fn way(real: &RealServer, length: usize, outer: usize) -> Result<Way, Stop> {
         let (ifindex, mtu, to, from) = match real.hop {
             Hop::Known { ifindex, mtu, to, from } => (ifindex, mtu, to, from),
-            Hop::Unknown(reason) => return Err(reason),
+            Hop::Unknown(reason) => return Err(reason.into()),
             Hop::Local => return Ok(Way::Up),
         };
-        if length > mtu {
-            return Err(DropReason::PacketTooBig);
+        if length + outer > mtu {
+            return Err(Stop::Told(Told::TooBig(u16::try_from(mtu - outer).expect("no MTU is larger"))));
         }
         Ok(Way::Out { ifindex, to, from })
     }

@@ -16,22 +16,17 @@ use super::{Model, Outcome, Packet, Way, is_of};
 
 impl Model {
     pub(super) fn reply(&mut self, packet: Packet, fault: Option<DropReason>) -> Outcome {
-        let (source, client) = (packet.reading.source, packet.reading.destination);
-        let reals = self.sharing(source, &packet);
-        let with = |real| self.connection_with(real, source.port(), client, packet.now);
-        let connections: Vec<_> = reals.iter().filter_map(with).collect();
-        // The client may have gone on from one virtual server to another: rather the connection that is in use.
-        let in_use = connections.iter().find(|(_, _, entry)| !entry.state.is_closing());
-        let Some((real, place, entry)) = in_use.or(connections.first()) else {
+        let Some((real, place, entry)) = self.answered(&packet) else {
+            let reals = self.sharing(packet.reading.source, &packet);
             return self.stray(&packet, &reals, fault);
         };
-        let (real, place, entry) = (real.clone(), *place, *entry);
         // The client's last datagram went to the real server itself, or this host asked it something.
-        if entry.state == State::UdpDirect || self.own.contains(&client.ip()) {
+        if entry.state == State::UdpDirect || self.own.contains(&packet.reading.destination.ip()) {
             return Outcome::Passed;
         }
+        let vip = self.vip_of(&real, packet.reading.source.port());
         if let Some(reason) = fault {
-            return Outcome::Dropped(reason);
+            return self.stopped(&packet, vip.ip(), reason.into());
         }
         if packet.flags & (SYN | ACK) == SYN | ACK && entry.state.is_closing() {
             // It answers a connection that the client opened to the real server itself, with a port that it used before.
@@ -45,13 +40,28 @@ impl Model {
             counters.packets_out += 1;
             counters.bytes_out += length;
         });
-        let server =
-            self.services.iter().find(|server| server.index == real.virtual_server).expect("it was found by it");
-        let mut vip = server.address;
-        if vip.port() == 0 {
-            vip.set_port(source.port());
-        }
         Way::Out { ifindex: INGRESS, to: station, from: OUR_MAC }.send(&packet, Change::Source(vip))
+    }
+
+    /// The connection that a packet of a real server answers.
+    pub(super) fn answered(&self, packet: &Packet) -> Option<(RealServer, Place, Entry)> {
+        let (source, client) = (packet.reading.source, packet.reading.destination);
+        let reals = self.sharing(source, packet);
+        let with = |real| self.connection_with(real, source.port(), client, packet.now);
+        let connections: Vec<_> = reals.iter().filter_map(with).collect();
+        // The client may have gone on from one virtual server to another: rather the connection that is in use.
+        let in_use = connections.iter().find(|(_, _, entry)| !entry.state.is_closing());
+        in_use.or(connections.first()).cloned()
+    }
+
+    /// What the client knows `port` of a real server as.
+    pub(super) fn vip_of(&self, real: &RealServer, port: u16) -> SocketAddr {
+        let server = self.services.iter().find(|server| server.index == real.virtual_server);
+        let mut vip = server.expect("it was found by it").address;
+        if vip.port() == 0 {
+            vip.set_port(port);
+        }
+        vip
     }
 
     /// A packet of no connection, which comes from one of `reals` or from nobody that is known here.
@@ -61,7 +71,8 @@ impl Model {
             && !self.own.contains(&packet.reading.destination.ip())
         {
             // No way back was learnt, and the test's namespace forwards nothing.
-            return Outcome::Dropped(fault.unwrap_or(DropReason::ForwardingDisabled));
+            let vip = self.vip_of(real, packet.reading.source.port()).ip();
+            return self.stopped(packet, vip, fault.unwrap_or(DropReason::ForwardingDisabled).into());
         }
         if u32::from(packet.reading.protocol) == Protocol::Udp as u32 {
             self.note_direct(packet);

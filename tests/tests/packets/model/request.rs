@@ -12,7 +12,7 @@ use super::super::oracle::Change;
 use super::schedule;
 use super::state::{Side, State, is_opening};
 use super::table::{Entry, Inserted, Kind, Place};
-use super::{Model, Outcome, Packet};
+use super::{Model, Outcome, Packet, Stop};
 
 /// What becomes of a packet of no known connection.
 #[derive(Clone, Copy, Debug)]
@@ -114,7 +114,7 @@ impl Model {
         let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
         let choice = match self.within_reach(packet, server, choice) {
             Ok(choice) => choice,
-            Err(reason) => return Outcome::Dropped(reason),
+            Err(stop) => return self.stopped(packet, packet.reading.destination.ip(), stop),
         };
         self.note_template(packet, server, choice);
         self.send_to(packet, choice.real, is_new)
@@ -125,7 +125,7 @@ impl Model {
         let Some(choice) = self.choose(packet, server) else { return self.refuse_for_want(packet, server) };
         let choice = match self.within_reach(packet, server, choice) {
             Ok(choice) => choice,
-            Err(reason) => return Outcome::Dropped(reason),
+            Err(stop) => return self.stopped(packet, packet.reading.destination.ip(), stop),
         };
         self.note_template(packet, server, choice);
         if self.is_tuple_in_use(packet, choice.real) {
@@ -190,12 +190,12 @@ impl Model {
     }
 
     /// The choice, or where its real server can't be sent to, the next in turn.
-    fn within_reach(&mut self, packet: &Packet, server: usize, choice: Choice) -> Result<Choice, DropReason> {
-        let Err(reason) = self.outgoing(packet, choice.real) else { return Ok(choice) };
+    fn within_reach(&mut self, packet: &Packet, server: usize, choice: Choice) -> Result<Choice, Stop> {
+        let Err(stop) = self.outgoing(packet, choice.real) else { return Ok(choice) };
         if !choice.may_move {
-            return Err(reason);
+            return Err(stop);
         }
-        let real = schedule::in_turn(&mut self.services[server], &self.reals, Some(choice.real)).ok_or(reason)?;
+        let real = schedule::in_turn(&mut self.services[server], &self.reals, Some(choice.real)).ok_or(stop)?;
         self.outgoing(packet, real)?;
         // The client's template goes along.
         let service = &self.services[server];
@@ -263,22 +263,22 @@ impl Model {
     }
 
     /// Length of the packet on its way to the real server, and whether it may go.
-    fn outgoing(&self, packet: &Packet, real: u16) -> Result<super::Way, DropReason> {
+    pub(super) fn outgoing(&self, packet: &Packet, real: u16) -> Result<super::Way, Stop> {
         let real = &self.reals[&real];
         let outer = match (real.forwarding, real.address) {
             (ForwardingMethod::Nat | ForwardingMethod::Dr, _) => 0,
-            (ForwardingMethod::Tun, _) if real.tunnel_source.is_none() => return Err(DropReason::NoRoute),
+            (ForwardingMethod::Tun, _) if real.tunnel_source.is_none() => return Err(DropReason::NoRoute.into()),
             (ForwardingMethod::Tun, SocketAddr::V4(_)) => 20,
             (ForwardingMethod::Tun, SocketAddr::V6(_)) => 40,
         };
-        Self::way(real, packet.reading.length() + outer)
+        Self::way(real, packet.reading.length(), outer)
     }
 
     fn send_to(&mut self, packet: &Packet, index: u16, is_new: bool) -> Outcome {
         let real = self.reals[&index].clone();
         let way = match self.outgoing(packet, index) {
             Ok(way) => way,
-            Err(reason) => return Outcome::Dropped(reason),
+            Err(stop) => return self.stopped(packet, packet.reading.destination.ip(), stop),
         };
         let bytes = u64::try_from(packet.reading.length()).expect("fits");
         self.count(real.virtual_server, index, |counters| {
@@ -327,7 +327,7 @@ impl Model {
 }
 
 /// An address of the source prefix: the flow's.
-fn spread(source: IpNet, flow: u32) -> IpAddr {
+pub(super) fn spread(source: IpNet, flow: u32) -> IpAddr {
     let [a, b, c, d] = flow.to_ne_bytes();
     match source {
         IpNet::V4(net) => (net.addr() | (Ipv4Addr::new(a, b, c, d) & net.hostmask())).into(),

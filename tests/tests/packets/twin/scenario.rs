@@ -17,6 +17,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::super::frame::{ACK, FIN, Frame, PSH, RST, SYN, Transport};
+use super::super::icmp;
 use super::super::scene::{FAMILIES, Family, NAT_PORT, OUR_MAC, PORT, real_mac};
 use super::super::sctp_frame::saying;
 
@@ -111,6 +112,8 @@ pub enum Event {
     Conversation(Which),
     /// A packet of a real server to a client.
     Answer(Which, u8, Look),
+    /// An ICMP error about a packet of a VIP or of a client, with so many bytes of its segment.
+    Error(Which, u8, Look, usize),
     /// A packet of a client to a real server's own address.
     Direct(Which, u8, Look),
     /// So many ticks pass.
@@ -239,6 +242,9 @@ pub fn events(ports: u8, length: std::ops::Range<usize>) -> impl Strategy<Value 
         48 => (which(), look()).prop_map(|(which, look)| Event::Packet(which, look)),
         16 => which().prop_map(Event::Conversation),
         20 => (which(), any::<u8>(), look()).prop_map(|(which, real, look)| Event::Answer(which, real, look)),
+        12 => (which(), any::<u8>(), look(), 6..30_usize).prop_map(|(which, real, look, length)| {
+            Event::Error(which, real, look, length)
+        }),
         6 => (which(), any::<u8>(), look()).prop_map(|(which, real, look)| Event::Direct(which, real, look)),
         4 => select(vec![1_u16, 2, 6, 12, 25, 50, 100]).prop_map(Event::Wait),
         2 => (any::<u8>(), 0..REALS, select(vec![0_u16, 1, 2, 10])).prop_map(|(s, r, w)| Event::Weight(s, r, w)),
@@ -391,6 +397,29 @@ impl Spec {
         }
         let frame = Frame::new(from, self.client(which), self.transport(look));
         self.dressed(frame.macs(real_mac(self.number(n, real)), OUR_MAC), look)
+    }
+
+    /// An ICMP error of which kind `look` tells, with `length` bytes of the segment: about a packet of the VIP to a client, or
+    /// else one of the client to real server `real`.
+    pub fn error(&self, n: u8, real: Option<u8>, which: Which, (look, length): (Look, usize)) -> Frame {
+        let quoted = match real {
+            None => {
+                let from = SocketAddr::new(self.family.vip(n), self.vip_port(which));
+                self.dressed(Frame::new(from, self.client(which), self.transport(look)), look)
+            }
+            Some(real) => {
+                let mut to = self.real_address(n, real);
+                if to.port() == 0 {
+                    to.set_port(self.vip_port(which));
+                }
+                self.dressed(Frame::new(self.client(which), to, self.transport(look)), look)
+            }
+        };
+        let kinds: &[u8] = if self.family == Family::V4 { &[3, 3, 11, 12, 4, 5] } else { &[1, 2, 3, 4, 128, 0] };
+        let kind = (kinds[usize::from(look.class) % kinds.len()], look.flags & 7, u32::from(look.payload));
+        let padded = quoted.clone().payload(&[look.class; 64]);
+        let error = icmp::error(self.family.director(), quoted.source.ip(), kind, &icmp::quote(&padded, length));
+        Frame { ttl: look.ttl, class: look.class, ..error }
     }
 
     /// A packet of a client to real server `real`.

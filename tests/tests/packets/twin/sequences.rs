@@ -108,6 +108,20 @@ impl Story {
                 let real = self.real_of(n, *which, *real);
                 self.twin.send(&self.specs[usize::from(n)].direct(n, real, *which, *look));
             }
+            Event::Error(which, real, look, length) => {
+                let n = self.number(which.server);
+                let spec = &self.specs[usize::from(n)];
+                let answering = match real % 4 {
+                    0 => Some(real % 6),
+                    1 => None,
+                    _ => {
+                        let found =
+                            self.twin.model.server_of(&spec.service(n), spec.client(*which), spec.vip_port(*which));
+                        found.and_then(|address| spec.which_real(n, address))
+                    }
+                };
+                self.twin.send(&spec.error(n, answering, *which, (*look, *length)));
+            }
             Event::Wait(ticks) => self.twin.age(*ticks),
             Event::Weight(server, real, weight) => self.change_real(*server, *real, |real| real.weight = *weight),
             Event::Limit(server, real, limits) => self.change_real(*server, *real, |real| real.limits = *limits),
