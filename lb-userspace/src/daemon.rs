@@ -193,6 +193,7 @@ impl Daemon {
                     }
                     self.failure = failure;
                     self.release_idle();
+                    self.revive_scan();
                 }
             }
         }
@@ -244,6 +245,17 @@ impl Daemon {
             Ok(0) => {}
             Ok(real_servers) => info!(real_servers, "removed real servers have lost their last connection"),
             Err(error) => error!(error = chain(&error), "places of removed real servers could not be given up"),
+        }
+    }
+
+    /// Has the connection table scanned again, should the scan have died.
+    fn revive_scan(&mut self) {
+        match self.scan.revive() {
+            Ok(false) => {}
+            Ok(true) => info!("the connection table is scanned again"),
+            Err(error) => {
+                error!(error = chain(&error), "the connection table is not scanned, idle connections stay counted")
+            }
         }
     }
 
