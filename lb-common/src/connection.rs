@@ -167,10 +167,11 @@ impl State {
         state >> 4
     }
 
-    /// Whether IPVS would count it as an active connection: established TCP. All others but templates are inactive.
+    /// Whether IPVS counts it as an active connection: TCP from its SYN until a FIN or RST (`tcp_state_active` since Linux
+    /// 4.8), so that a burst of SYNs is spread too. All others but templates are inactive.
     #[inline(always)]
     pub const fn is_active(state: u8) -> bool {
-        state == Self::SETTLING || state == Self::ESTABLISHED
+        state == Self::OPENING || state == Self::SETTLING || state == Self::ESTABLISHED
     }
 
     /// Whether it is a persistence template, which no counter knows.

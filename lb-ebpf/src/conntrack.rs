@@ -216,6 +216,11 @@ pub extern "C" fn victim(buckets: u64, class: u32) -> u32 {
 /// A rank has the class from this bit on, below it 65,535 less the age, and in the low four bits the slot.
 const RANK_CLASS: u64 = 20;
 
+/// Class of connections that are established by one packet.
+const SETTLING_CLASS: u64 = 4;
+/// Class of connections that are closing.
+const CLOSING_CLASS: u64 = 3;
+
 /// The highest class that a newcomer of `class` may displace: never established connections that are in use, but always
 /// those that are closing.
 #[inline(always)]
@@ -249,6 +254,10 @@ fn rank(meta: u64, now: u64) -> u64 {
     let limit = u64::from(timeout(state as u8));
     let is_expired = word::negative_mask(limit.wrapping_sub(age));
     let class = state >> 4;
+    // One packet after the SYN proves no more than the SYN does: a sender that nobody answers to may have made it up.
+    let is_settling = word::negative_mask((class ^ SETTLING_CLASS).wrapping_sub(1));
+    let is_silent = word::negative_mask(u64::from(timeout(State::OPENING)).wrapping_sub(age));
+    let class = class ^ ((SETTLING_CLASS ^ CLOSING_CLASS) & is_settling & is_silent);
     let class = class ^ ((class ^ 1) & is_expired);
     class << RANK_CLASS | (0xffff - age) << 4
 }

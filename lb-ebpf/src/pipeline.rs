@@ -124,6 +124,9 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
             let index = schedule::next_server(hit.index, choice.index);
             let real = real_server(index, hit).ok_or(reason)?;
             (choice.index, choice.real) = (index, real);
+            if hit.flags & service_flag::PERSISTENT != 0 {
+                choice.newcomer.0 |= Newcomer::TEMPLATE;
+            }
             forward::to_real_server(ctx, packet, index, real)?
         }
     };
@@ -184,20 +187,29 @@ fn known(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Known {
     let is_void = real.generation as u8 != meta.generation()
         || real.virtual_server != hit.index
         || (real.flags & real_flag::REMOVED != 0 && packet.protocol == Protocol::Udp)
-        || (tcp::is_opening(flags) && State::is_closing(state));
+        || (tcp::is_opening(flags) && may_begin_anew(state, real));
     let is_kept = !is_void && if next == state { place.touch(meta) } else { is_fresh(meta) };
     if !is_kept {
         return if place.free(meta) { Known::Not } else { Known::Locked };
     }
     if next != state {
         place.advance(meta, next);
-        let is_established = next == State::SETTLING || next == State::UDP;
+        let is_established = next == State::ESTABLISHED || next == State::UDP;
         if is_established && hit.flags & service_flag::PERSISTENT != 0 {
             let [a, b] = packet.source.halves();
             template::confirm_template(hit.index, a, b);
         }
     }
     Known::Is(Choice { index, real, newcomer: Newcomer::NONE })
+}
+
+/// Whether a SYN on a connection in `state` begins another one.
+///
+/// It does where that has ended, and where its real server takes no new connections: of the end of an established one by
+/// `dr` and `tun` nothing may have been seen.
+#[inline(always)]
+fn may_begin_anew(state: u8, real: &RealServerEntry) -> bool {
+    State::is_closing(state) || (State::class(state) >= 4 && (real.weight == 0 || real.flags & real_flag::REMOVED != 0))
 }
 
 #[inline(always)]
@@ -264,9 +276,11 @@ fn midstream(service: &VirtualServerEntry, key: u64, flags: u8) -> Midstream {
 fn scheduled(packet: &Packet, hit: Hit, service: &VirtualServerEntry, newcomer: &mut Newcomer) -> u32 {
     let [a, b] = packet.source.halves();
     let is_persistent = hit.flags & service_flag::PERSISTENT != 0;
+    let may_move = if service.scheduler.is_hash() { 0 } else { Newcomer::MAY_MOVE };
     if is_persistent {
         let known = template::template_server(hit.index, a, b);
         if known != NONE {
+            newcomer.0 |= may_move;
             return known;
         }
     }
@@ -278,9 +292,7 @@ fn scheduled(packet: &Packet, hit: Hit, service: &VirtualServerEntry, newcomer: 
     if is_persistent {
         newcomer.0 |= Newcomer::TEMPLATE;
     }
-    if !service.scheduler.is_hash() {
-        newcomer.0 |= Newcomer::MAY_MOVE;
-    }
+    newcomer.0 |= may_move;
     chosen
 }
 

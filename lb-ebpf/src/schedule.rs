@@ -16,6 +16,12 @@ pub extern "C" fn choose_server(service: u32, client_a: u64, client_b: u64, port
     let Some(service) = service::by_index(service) else { return NONE };
     let chosen = match service.scheduler {
         Scheduler::Rr | Scheduler::Wrr => UNDECIDED,
+        // There are no connections to compare.
+        Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq
+            if service.flags & service_flag::ONE_PACKET != 0 =>
+        {
+            UNDECIDED
+        }
         Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq | Scheduler::Fo | Scheduler::Ovf => {
             least_loaded(service)
         }
@@ -43,7 +49,7 @@ pub extern "C" fn next_server(service: u32, unfit: u32) -> u32 {
     }
 }
 
-/// How many elements of the ring are tried.
+/// How many elements of the ring are tried before any real server is as good.
 const TURNS: u32 = 64;
 /// How many alternatives a hash has.
 const ALTERNATIVES: u32 = 16;
@@ -59,7 +65,43 @@ fn in_turn(service: &VirtualServerEntry, unfit: u32) -> u32 {
             return real;
         }
     }
+    any_server(service.index, unfit)
+}
+
+/// A real server of virtual server `service` that takes a connection, whatever its weight, but not `unfit`; [`NONE`] where
+/// there is none among the first 256 from the turn on.
+///
+/// For rings in which those that take none have nearly all elements.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn any_server(service: u32, unfit: u32) -> u32 {
+    let Some(service) = service::by_index(service) else { return NONE };
+    let (chunks, turn) = (run(&service.chunks), lane_in_turn(service));
+    let first = turn / 8 % chunks.length.max(1);
+    for round in 0..CHUNKS_COMPARED_MAX {
+        if round >= chunks.length {
+            break;
+        }
+        let Some(chunk) = element_at(chunks, wrapped(first + round, chunks.length)) else { break };
+        let Some(loads) = maps::SERVER_LOADS.get_ptr_mut(chunk) else { break };
+        let first_lane = if round == 0 { u64::from(turn) } else { 0 };
+        for step in 0..8 {
+            let lane = word::lane(first_lane + step);
+            // SAFETY: a lane of a live map element.
+            let load = unsafe { word::read((loads as *const u64).add(lane)) };
+            let real = chunk * 8 + lane as u32;
+            if load < load::UNAVAILABLE && real != unfit {
+                return real;
+            }
+        }
+    }
     NONE
+}
+
+/// The lane at which the virtual server's next turn begins to compare.
+#[inline(always)]
+fn lane_in_turn(service: &VirtualServerEntry) -> u32 {
+    if service.lanes == 0 { 0 } else { next_turn(service.index) as u32 % service.lanes }
 }
 
 /// The better of two drawn by weight; [`UNDECIDED`] where both take no new connection.
@@ -121,8 +163,7 @@ pub extern "C" fn stateless_server(service: u32, key: u64) -> u32 {
 /// window has none that takes a new connection.
 #[inline(always)]
 fn least_loaded(service: &VirtualServerEntry) -> u32 {
-    let (chunks, lanes) = (run(&service.chunks), service.lanes);
-    let turn = if lanes == 0 { 0 } else { next_turn(service.index) as u32 % lanes };
+    let (chunks, turn) = (run(&service.chunks), lane_in_turn(service));
     // Modulo: chunks and lanes of a virtual server that is being changed may be of two times.
     let first = turn / 8 % chunks.length.max(1);
     let rounds = if service.window == 0 { chunks.length } else { chunks.length.min(service.window) };

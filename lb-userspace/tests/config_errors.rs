@@ -171,6 +171,7 @@ refused! {
     one_packet_with_persistence: r#""tcp""# => "\"udp\"\none_packet = true\npersistence_timeout = \"5m\"", ":80\"" => ":8080\"", r#""nat""# => r#""dr""#;
     sloppy_tcp_with_udp: r#""tcp""# => "\"udp\"\nsloppy_tcp = true";
     stateless_replies_without_nat: r#""nat""# => "\"dr\"\nstateless_replies = true", ":80\"" => ":8080\"";
+    masquerade_which_is_not_available_yet: r#""nat""# => "\"nat\"\nmasquerade = true";
     unknown_connection_with_udp: r#""tcp""# => "\"udp\"\nunknown_connection = \"drop\"";
     sloppy_tcp_with_mh: r#""rr""# => "\"mh\"\nsloppy_tcp = true";
     unknown_connection_with_sh: r#""rr""# => "\"sh\"\nunknown_connection = \"drop\"";

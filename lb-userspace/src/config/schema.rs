@@ -204,8 +204,9 @@ static OTHER_WORDS: [(&str, &str, &[&str]); 17] = [
     ("mode", "native", &["drv", "driver", "xdpdrv"]),
 ];
 
-/// Keys of keepalived and ipvsadm for what is not available yet.
-static LATER: [&str; 14] = [
+/// Keys, most of them of keepalived and ipvsadm, for what is not available yet.
+static LATER: [&str; 15] = [
+    "masquerade",
     "sorry_server_inhibit",
     "TCP_CHECK",
     "HTTP_GET",
@@ -222,7 +223,7 @@ static LATER: [&str; 14] = [
     "virtual_server_group",
 ];
 
-/// Whether `key` is known from keepalived or ipvsadm, and not available yet.
+/// Whether `key` is known, from keepalived or ipvsadm mostly, and not available yet.
 pub fn is_later(key: &str) -> bool {
     LATER.iter().any(|later| later.eq_ignore_ascii_case(key))
 }

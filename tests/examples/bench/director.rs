@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context as _, Result};
-use aya::maps::Array;
+use aya::maps::{Array, HashMap};
 use aya::programs::ProgramFd;
 use aya::{Ebpf, Pod};
-use lb_common::connection::{Bucket, Timeouts, buckets_for};
+use lb_common::connection::Timeouts;
 use lb_common::hash::Secret;
 use lb_common::net::{MacAddress, Protocol};
-use lb_common::real::{CountChunk, LoadChunk, NextHop, NextHopState};
+use lb_common::real::{LoadChunk, NextHop, NextHopState};
 use lb_userspace::datapath::xdp::capacity::Capacity;
 use lb_userspace::datapath::xdp::object::{self, LoadOptions};
 use lb_userspace::datapath::xdp::pins::MAPS;
+use lb_userspace::datapath::xdp::table::memory_maps::MappedTables;
+use lb_userspace::datapath::xdp::table::words::Tables;
 use lb_userspace::datapath::xdp::tables::Way;
 use lb_userspace::datapath::xdp::{XdpDatapath, attach};
 use lb_userspace::datapath::{Clients, Policy, Servers, ServiceTable, Settings};
@@ -44,8 +47,8 @@ const LRU_SPARE: u32 = 4096;
 /// A loaded program with one virtual server.
 pub struct Director {
     datapath: XdpDatapath,
-    /// Buckets of the connection table; none with the LRU_HASH.
-    buckets: u32,
+    /// Whether its connections are in the table, else in the LRU_HASH.
+    keeps_table: bool,
     /// The loads of real servers without connections.
     idle: Vec<LoadChunk>,
 }
@@ -68,14 +71,13 @@ impl Director {
             // Chosen once, so that every run has the same buckets.
             secret: Secret { words: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210] },
         };
-        let buckets = buckets_for(options.connections_max);
-        let (ebpf, buckets) = match program {
-            Program::Product => (object::load(attach::PROGRAM, &MAPS, &options)?, buckets),
+        let ebpf = match program {
+            Program::Product => object::load(attach::PROGRAM, &MAPS, &options)?,
             Program::Lru(object) => {
                 let entries = options.connections_max + LRU_SPARE;
                 // It keeps no tuples.
                 let options = LoadOptions { wide_tuples: false, ..options };
-                (object::load_object(object, entries, attach::PROGRAM, &MAPS, &options)?, 0)
+                object::load_object(object, entries, attach::PROGRAM, &MAPS, &options)?
             }
         };
         let mut datapath = XdpDatapath::new(ebpf)?;
@@ -85,7 +87,8 @@ impl Director {
         }
         reconcile(&mut datapath, &desired)?;
         let idle = elements(datapath.ebpf(), "server_loads")?;
-        Ok(Self { datapath, buckets, idle })
+        let keeps_table = matches!(program, Program::Product);
+        Ok(Self { datapath, keeps_table, idle })
     }
 
     /// The program's descriptor.
@@ -132,12 +135,32 @@ impl Director {
     }
 
     /// Forgets all connections.
+    ///
+    /// Through mapped memory: thousands of system calls, each with a copy, would leave the processor's caches full of theirs.
     pub fn clear(&mut self) -> Result<()> {
-        let ebpf = self.datapath.ebpf();
-        let empty = vec![Bucket::default(); usize::try_from(self.buckets)?];
-        set_elements(ebpf, "connections", &empty)?;
-        set_elements(ebpf, "server_counts", &vec![CountChunk::default(); self.idle.len()])?;
-        set_elements(ebpf, "server_loads", &self.idle)
+        if !self.keeps_table {
+            return self.clear_lru();
+        }
+        let tables = MappedTables::of(&self.datapath)?;
+        let Tables { connections, counts, loads, .. } = tables.tables();
+        for word in connections.iter().chain(counts) {
+            word.store(0, Relaxed);
+        }
+        for (word, load) in loads.iter().zip(self.idle.iter().flat_map(|chunk| chunk.lanes)) {
+            word.store(load, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// As [`Director::clear`]; counts and loads go on rising there, which costs nothing.
+    fn clear_lru(&mut self) -> Result<()> {
+        let map = self.datapath.ebpf().map_mut("connections").context("there is no map connections")?;
+        let mut map = HashMap::<_, [u64; 2], u64>::try_from(map)?;
+        let keys: Result<Vec<_>, _> = map.keys().collect();
+        for key in keys? {
+            map.remove(&key)?;
+        }
+        Ok(())
     }
 }
 
@@ -178,14 +201,4 @@ fn elements<V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Vec<V>> {
     let array = Array::<_, V>::try_from(map).with_context(|| format!("can't open map {name}"))?;
     let all: Result<Vec<V>, _> = array.iter().collect();
     all.with_context(|| format!("can't read map {name}"))
-}
-
-/// Writes the first elements of an array map.
-fn set_elements<V: Pod>(ebpf: &mut Ebpf, name: &str, values: &[V]) -> Result<()> {
-    let map = ebpf.map_mut(name).with_context(|| format!("there is no map {name}"))?;
-    let mut array = Array::<_, V>::try_from(map).with_context(|| format!("can't open map {name}"))?;
-    for (index, value) in (0..).zip(values) {
-        array.set(index, value, 0).with_context(|| format!("can't write map {name}"))?;
-    }
-    Ok(())
 }

@@ -92,37 +92,55 @@ impl Bench {
 
     /// Packets that open connections or establish them, each connection once, again and again from an empty table.
     fn opening(&mut self, experiment: Experiment) -> Result<Finding> {
-        let mut director = self.director(Contestant::Table, Program::Product, &experiment)?;
-        let syn = config(&experiment, experiment.path, SYN);
-        let measured = match experiment.kind {
-            Kind::FirstAck => config(&experiment, experiment.path, ACK),
-            Kind::New | Kind::Established | Kind::EstablishedListed | Kind::NewListed | Kind::Denied => syn,
-        };
+        let object = self.lru.clone();
+        let objection = memory::objection(experiment.flows)?;
+        let mut directors = vec![(Contestant::Table, self.director(Contestant::Table, Program::Product, &experiment)?)];
+        if objection.is_none() {
+            let lru = self.director(Contestant::Lru, Program::Lru(&object), &experiment)?;
+            directors.push((Contestant::Lru, lru));
+        }
         let rounds = self.effort.packets.div_ceil(experiment.flows);
         let mut scores = Scores::default();
         for _ in 0..self.effort.runs {
             let mut run = Scores::default();
             for _ in 0..rounds {
-                director.clear()?;
-                let before = director.packets()?;
-                if experiment.kind == Kind::FirstAck {
-                    self.generator.send_each(Contestant::Table, syn)?;
-                    check(&director, before, experiment.flows)?;
+                for (contestant, director) in &mut directors {
+                    run.add(*contestant, self.open_all(*contestant, director, &experiment)?);
                 }
-                let before = director.packets()?;
-                run.add(Contestant::Table, self.generator.send_each(Contestant::Table, measured)?);
-                check(&director, before, experiment.flows)?;
-                let (entered, flows) = (director.connections()?, u64::from(experiment.flows));
-                ensure!(entered + flows / LOST_ONE_IN >= flows, "only {entered} of {flows} connections were entered");
+                let flags = if experiment.kind == Kind::FirstAck { ACK } else { SYN };
                 for control in controls(&experiment) {
-                    run.add(control, self.generator.send_each(control, measured)?);
+                    let config = config(&experiment, experiment.path, flags);
+                    run.add(control, self.generator.send_each(control, config)?);
                 }
             }
             for (contestant, costs) in run.0 {
                 scores.add(contestant, Cost::mean(&costs).context("no round")?);
             }
         }
-        finding(experiment, &scores)
+        let lru = match objection {
+            Some(reason) => Lru::Skipped(reason),
+            None => Lru::Measured(scores.above(Contestant::Lru, &experiment)?),
+        };
+        Ok(Finding { lru, ..finding(experiment, &scores)? })
+    }
+
+    /// One packet of each flow that opens it in an empty table, or establishes it after that.
+    fn open_all(&mut self, contestant: Contestant, director: &mut Director, experiment: &Experiment) -> Result<Cost> {
+        let syn = config(experiment, experiment.path, SYN);
+        let flows = experiment.flows;
+        director.clear()?;
+        let earlier = director.connections()?;
+        let before = director.packets()?;
+        let mut cost = self.generator.send_each(contestant, syn)?;
+        check(director, before, flows)?;
+        if experiment.kind == Kind::FirstAck {
+            let before = director.packets()?;
+            cost = self.generator.send_each(contestant, config(experiment, experiment.path, ACK))?;
+            check(director, before, flows)?;
+        }
+        let (entered, flows) = (director.connections()? - earlier, u64::from(flows));
+        ensure!(entered + flows / LOST_ONE_IN >= flows, "only {entered} of {flows} connections were entered");
+        Ok(cost)
     }
 
     /// Packets in random order over connections of clients beside denied prefixes, and over the same where none is denied.

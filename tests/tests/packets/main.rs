@@ -11,6 +11,8 @@ mod bench;
 #[cfg(test)]
 mod bonds;
 #[cfg(test)]
+mod bursts;
+#[cfg(test)]
 mod choices;
 #[cfg(test)]
 mod connections;
@@ -58,6 +60,8 @@ mod tables;
 mod traces;
 #[cfg(test)]
 mod twin;
+#[cfg(test)]
+mod unavailable;
 #[cfg(test)]
 mod untouched;
 #[cfg(test)]

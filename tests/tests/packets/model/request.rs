@@ -52,7 +52,7 @@ impl Model {
             let is_removed = self.reals[&entry.real].is_removed;
             let is_over = match protocol {
                 Protocol::Udp => is_removed,
-                Protocol::Tcp => is_opening(packet.flags) && entry.state.is_closing(),
+                Protocol::Tcp => is_opening(packet.flags) && self.may_begin_anew(&entry),
             };
             if !is_over {
                 self.follow(place, Side::Client, &packet);
@@ -70,6 +70,13 @@ impl Model {
             Newcomer::Roomless => self.send_by_key(&packet, server, key, false),
             Newcomer::Unknown => self.refuse_unknown(&packet, server),
         }
+    }
+
+    /// Whether a SYN means another connection than the one that is known: that has ended, or its real server gets no new ones
+    /// and may have ended it unseen.
+    fn may_begin_anew(&self, entry: &Entry) -> bool {
+        let real = &self.reals[&entry.real];
+        entry.state.is_closing() || entry.state.class() >= 4 && (real.is_removed || !real.takes_any())
     }
 
     fn deny(&mut self, server: usize) -> Outcome {
@@ -173,7 +180,7 @@ impl Model {
             && self.reals[&entry.real].takes_any()
         {
             self.table.set(place, Some(Entry { last_seen: packet.now, ..entry }));
-            return Some(Choice { real: entry.real, template: None, may_move: false });
+            return Some(Choice { real: entry.real, template: None, may_move });
         }
         self.schedule(packet, server).map(|real| Choice { real, template: Some(network), may_move }).or(sorry)
     }
@@ -186,7 +193,10 @@ impl Model {
         }
         let real = schedule::in_turn(&mut self.services[server], &self.reals, Some(choice.real)).ok_or(reason)?;
         self.outgoing(packet, real)?;
-        Ok(Choice { real, ..choice })
+        // The client's template goes along.
+        let service = &self.services[server];
+        let template = service.persistence.map(|kept| service.network(packet.reading.source.ip(), kept));
+        Ok(Choice { real, template, ..choice })
     }
 
     /// Makes the client's template, or changes the one that there is and that could not be used.
@@ -206,7 +216,7 @@ impl Model {
         let after = self.table.at(place).expect("just followed").state;
         let is_promoted = matches!(
             (before, after),
-            (State::Opening, State::Settling) | (State::UdpNew | State::UdpDirect, State::Udp)
+            (State::Settling, State::Established) | (State::UdpNew | State::UdpDirect, State::Udp)
         );
         let Some(persistence) = self.services[server].persistence.filter(|_| is_promoted) else { return };
         let network = self.services[server].network(packet.reading.source.ip(), persistence);

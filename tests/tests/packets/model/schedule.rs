@@ -32,9 +32,12 @@ pub fn choose(
     let (client, vip) = ends;
     match server.scheduler {
         Scheduler::Rr | Scheduler::Wrr => in_turn(server, reals, None),
+        Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq if server.one_packet => {
+            in_turn(server, reals, None)
+        }
         Scheduler::Lc | Scheduler::Wlc | Scheduler::Sed | Scheduler::Nq => {
-            let turn = if server.lanes == 0 { 0 } else { next(server) % u64::from(server.lanes) };
-            least(server, reals, usize::try_from(turn).expect("small"))
+            let turn = lane_in_turn(server);
+            least(server, reals, turn)
         }
         Scheduler::Fo | Scheduler::Ovf => least(server, reals, 0),
         Scheduler::Twos => better_of_two(server, reals, secret),
@@ -83,7 +86,25 @@ pub fn in_turn(server: &mut VirtualServer, reals: &Reals, unfit: Option<u16>) ->
             return Some(real);
         }
     }
-    None
+    any(server, reals, unfit)
+}
+
+/// The first that takes a connection, from the turn on and round; of very many only so many groups are looked at.
+fn any(server: &mut VirtualServer, reals: &Reals, unfit: Option<u16>) -> Option<u16> {
+    let turn = lane_in_turn(server);
+    let count = server.groups.len();
+    let from_turn = (0..count.min(GROUPS_MAX)).flat_map(|round| {
+        let group = server.groups[(turn / 8 + round) % count];
+        let first = if round == 0 { turn % 8 } else { 0 };
+        (first..8).chain(0..first).map(move |lane| group * 8 + u16::try_from(lane).expect("below 8"))
+    });
+    let mut ours = from_turn.filter(|real| reals.get(real).is_some_and(|r| r.virtual_server == server.index));
+    ours.find(|real| Some(*real) != unfit && is_available(server, reals, *real))
+}
+
+fn lane_in_turn(server: &mut VirtualServer) -> usize {
+    let turn = if server.lanes == 0 { 0 } else { next(server) % u64::from(server.lanes) };
+    usize::try_from(turn).expect("small")
 }
 
 fn by_hash(server: &VirtualServer, reals: &Reals, hash: u64) -> Option<u16> {

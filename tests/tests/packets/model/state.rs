@@ -96,10 +96,9 @@ impl State {
     /// Which count it is in; templates are in none.
     pub fn counts(self) -> Option<Count> {
         match self {
-            Self::Settling | Self::Established => Some(Count::Active),
+            Self::Opening | Self::Settling | Self::Established => Some(Count::Active),
             Self::TemplateNew | Self::Template => None,
-            Self::Opening
-            | Self::UdpNew
+            Self::UdpNew
             | Self::ClientFin
             | Self::ServerFin
             | Self::BothFin

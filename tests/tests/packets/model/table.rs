@@ -122,8 +122,8 @@ impl Table {
             Inserted::Free(_) => self.counters.inserted += 1,
             Inserted::Displaced(_, victim) => {
                 self.counters.inserted += 1;
-                match victim.state.class() {
-                    _ if self.is_expired(victim, now) => self.counters.reclaimed += 1,
+                match self.rank(victim, now) {
+                    1 => self.counters.reclaimed += 1,
                     2 => self.counters.evicted_half_open += 1,
                     3 => self.counters.evicted_closing += 1,
                     _ => self.counters.evicted_established += 1,
@@ -150,9 +150,19 @@ impl Table {
         }
     }
 
+    /// An expired one is worth less than any; one established by a single packet, and silent for as long as a half-open one may
+    /// be, no more than a closing one.
+    fn rank(&self, entry: &Entry, now: u16) -> u8 {
+        match entry.state {
+            _ if self.is_expired(entry, now) => 1,
+            State::Settling if entry.age(now) > self.timeout(State::Opening) => 3,
+            state => state.class(),
+        }
+    }
+
     /// Whose place a newcomer of `state` takes where none is free: the least protected, of those the oldest.
     fn victim(&self, key: u64, state: State, now: u16) -> Option<Place> {
-        let rank = |entry: &Entry| if self.is_expired(entry, now) { 1 } else { entry.state.class() };
+        let rank = |entry: &Entry| self.rank(entry, now);
         let mut best: Option<(Place, u8, u16)> = None;
         for place in self.candidates(key) {
             let Some(entry) = self.at(place) else { continue };

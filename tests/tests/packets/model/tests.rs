@@ -95,14 +95,14 @@ fn a_connection_keeps_its_real_server_and_is_counted_where_it_is() {
     let mut model = model(4, &[1, 1]);
     let take = |model: &mut Model, flags| sent_to(&model.take(&segment(1000, flags).bytes(), 1));
     assert_eq!(take(&mut model, SYN), Some(0));
-    assert_eq!((model.reals[&0].active, model.reals[&0].inactive), (0, 1));
+    assert_eq!((model.reals[&0].active, model.reals[&0].inactive), (1, 0));
     assert_eq!(take(&mut model, ACK), Some(0));
     assert_eq!((model.reals[&0].active, model.reals[&0].inactive), (1, 0));
     assert_eq!(take(&mut model, FIN | ACK), Some(0));
     assert_eq!((model.reals[&0].active, model.reals[&0].inactive), (0, 1));
     // The next of the same client and port is a new one.
     assert_eq!(take(&mut model, SYN), Some(1));
-    assert_eq!((model.reals[&0].inactive, model.reals[&1].inactive), (0, 1));
+    assert_eq!((model.reals[&0].inactive, model.reals[&1].active), (0, 1));
     assert_eq!(model.virtual_counters[&0].connections, 2);
     assert_eq!(model.virtual_counters[&0].packets_in, 4);
 }

@@ -133,7 +133,7 @@ impl Suspicion {
 struct Held(u16);
 
 const NOT_COUNTED: u16 = 0;
-const OPENING: u16 = 1;
+const DATAGRAMS: u16 = 1;
 const ACTIVE: u16 = 2;
 const CLOSING: u16 = 3;
 
@@ -141,10 +141,10 @@ const CLOSING: u16 = 3;
 const STAGES: [u16; 128] = {
     let mut stages = [NOT_COUNTED; 128];
     let counted = [
-        (State::OPENING, OPENING),
-        (State::UDP_NEW, OPENING),
-        (State::UDP, OPENING),
-        (State::UDP_DIRECT, OPENING),
+        (State::UDP_NEW, DATAGRAMS),
+        (State::UDP, DATAGRAMS),
+        (State::UDP_DIRECT, DATAGRAMS),
+        (State::OPENING, ACTIVE),
         (State::SETTLING, ACTIVE),
         (State::ESTABLISHED, ACTIVE),
         (State::CLIENT_FIN, CLOSING),

@@ -187,7 +187,7 @@ fn totals_are_in_the_order_of_addresses_and_leave_templates_out_of_the_connectio
     let totals = Reader::new(memory.tables(), &TIMEOUTS, NOW).totals(&Filter::default());
     let rows: Vec<_> = totals.iter().map(|t| (t.real_server.to_string(), t.connections(), t.active())).collect();
     let row = |address: &str, connections, active| (address.to_owned(), connections, active);
-    assert_eq!(rows, [row("10.0.1.11:8080", 1, 1), row("10.0.1.12:0", 1, 0), row("[fd00::11]:53", 1, 0)]);
+    assert_eq!(rows, [row("10.0.1.11:8080", 1, 1), row("10.0.1.12:0", 1, 1), row("[fd00::11]:53", 1, 0)]);
 }
 
 #[test]
