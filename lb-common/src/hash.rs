@@ -67,6 +67,17 @@ pub const fn again(hash: u64, turn: u32) -> u64 {
     mix(hash ^ (turn as u64) << 48)
 }
 
+/// The hash of a flow that spreads tunnelled packets over equal paths and receive queues: by the client's address, its port in
+/// the low half of `ports`, and the one that it addressed in the high half.
+#[inline(always)]
+pub const fn flow(client: [u64; 2], ports: u32) -> u32 {
+    let [a, b] = client;
+    #[expect(clippy::cast_possible_truncation, reason = "half of the hash is enough")]
+    {
+        mix((a ^ ports as u64).wrapping_mul(MULTIPLIER) ^ b) as u32
+    }
+}
+
 /// What an entry of `service_index` or `reply_index` is compared with: exact for IPv4, a hash for IPv6, never zero.
 #[inline(always)]
 pub fn index_key(address: &Address, port: Port, protocol: Protocol) -> u64 {

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod checksum;
 pub mod connection;
 pub mod counters;
+pub mod crc32c;
 pub mod drop_reason;
 pub mod hash;
 pub mod interface;
@@ -21,7 +22,7 @@ pub mod service;
 /// Version of every layout in this crate; a daemon never reads pinned maps of another version.
 ///
 /// Raise it with any change to a map's key, value or meaning.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Most virtual servers that one instance serves.
 pub const VIRTUAL_SERVERS_MAX: u32 = 1024;

@@ -126,24 +126,36 @@ pub enum Protocol {
     Tcp = 6,
     /// User Datagram Protocol, RFC 768.
     Udp = 17,
+    /// Stream Control Transmission Protocol, RFC 9260. Its ports lie where TCP's and UDP's do.
+    Sctp = 132,
 }
 
 impl Protocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// The protocol with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.name() == name)
+    }
+
     /// The protocol with this IANA number, `None` for those that are not balanced.
     #[inline(always)]
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             6 => Some(Self::Tcp),
             17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
             _ => None,
         }
     }
 
-    /// The word of the configuration file: `tcp` or `udp`.
+    /// The word of the configuration file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         }
     }
 }
@@ -211,6 +223,17 @@ mod tests {
     fn port_eighty_is_bytes_zero_and_eighty() {
         assert_eq!(Port::new(80).to_wire().to_ne_bytes(), [0, 80]);
         assert_eq!(Port::from_wire(u16::from_ne_bytes([0x1f, 0x90])).number(), 8080);
+    }
+
+    #[test]
+    fn protocols_have_their_numbers_and_names() {
+        let numbers = Protocol::ALL.map(|protocol| protocol as u32);
+        assert_eq!(numbers, [6, 17, 132]);
+        for protocol in Protocol::ALL {
+            assert_eq!(Protocol::from_number(u8::try_from(protocol as u32).unwrap()), Some(protocol));
+            assert_eq!(Protocol::named(protocol.name()), Some(protocol));
+        }
+        assert_eq!((Protocol::from_number(1), Protocol::named("icmp")), (None, None));
     }
 
     #[test]

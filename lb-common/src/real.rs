@@ -58,6 +58,8 @@ impl NextHop {
 pub mod real_flag {
     /// It has been removed and keeps its TCP connections until they end; UDP goes elsewhere at once.
     pub const REMOVED: u16 = 1;
+    /// Its address is IPv6; with `tun` the outer header is, whatever the family of the VIP.
+    pub const IPV6: u16 = 1 << 1;
 }
 
 /// Value of `real_servers`: one real server of one virtual server.
@@ -86,7 +88,7 @@ pub struct RealServerEntry {
     /// `nat`: the same with the ports.
     pub transport_delta: u32,
     // The second line: schedulers, tunnels, replies.
-    /// Outer source address for `tun`; [`Address::UNSPECIFIED`] for the others.
+    /// Outer source address for `tun`, of the family of `address`; [`Address::UNSPECIFIED`] for the others.
     pub tunnel_source: Address,
     /// Weight, 0..=65535; zero takes no new connection.
     pub weight: u32,
@@ -103,8 +105,8 @@ pub struct RealServerEntry {
     pub inactive_cost: u64,
     /// Active connections above which it takes no new one (`ovf`); [`crate::service::NONE`]: no limit.
     pub active_limit: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// `tun`: bits of the last word of `tunnel_source`, as it lies in memory, that a hash of the flow fills; zero for none.
+    pub tunnel_spread: u32,
     /// What the first active connection adds on top (`nq`: [`load::BUSY`]); zero for the others.
     pub busy_cost: u64,
 }

@@ -107,7 +107,8 @@ pub enum ForwardingMethod {
     Nat = 0,
     /// Direct routing: only the Ethernet addresses change; the real server holds the VIP and answers the client itself.
     Dr = 1,
-    /// Tunnelling: the packet travels in IPIP (RFC 2003) or IP6IP6 (RFC 2473); the reply as with direct routing.
+    /// Tunnelling: the packet travels in another one, of the family of the real server's address (IPv4 in IPv4, RFC 2003; IPv6
+    /// in IPv4, RFC 4213; either in IPv6, RFC 2473); the reply as with direct routing.
     Tun = 2,
 }
 
@@ -126,7 +127,7 @@ impl ForwardingMethod {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// TCP gets a RST, UDP an ICMP port unreachable, at most so many a second.
+    /// TCP gets a RST, SCTP an ABORT, UDP an ICMP port unreachable, at most so many a second.
     Reject = 0,
     /// Silence.
     Drop = 1,

@@ -1,7 +1,7 @@
 //! What the fast parser leaves: fragments, packets with IPv6 extension headers, other protocols than TCP and UDP.
 //!
-//! The program that `balance` jumps to. Of a virtual server, these packets are dropped with a reason as far as their ports
-//! can be read; all others pass.
+//! The program that `balance` jumps to. Of a virtual server, SCTP is served here; other packets are dropped with a reason as far
+//! as their ports can be read. All others pass.
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
@@ -41,23 +41,32 @@ pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
     }
 }
 
-/// The first fragment of a TCP or UDP packet of interest.
+/// An SCTP packet of interest, or the first fragment of one with ports.
 #[inline(always)]
-fn ipv4(ctx: &XdpContext) -> Option<Packet> {
+pub fn ipv4(ctx: &XdpContext) -> Option<Packet> {
     let (header, transport) = parse::ipv4_header(ctx)?;
     if !is_of_interest(&Address::from_ipv4_word(header.destination)) || u16::from_be(header.fragment) & 0x1fff != 0 {
         return None; // a later fragment has no ports
     }
     let protocol = Protocol::from_number(header.protocol)?;
     let ports = packet::read::<Ports>(ctx, transport)?;
-    Some(parse::ipv4_packet(&header, protocol, ports, transport, Obstacle::Fragment))
+    let obstacle = if parse::is_fragment(&header) { Obstacle::Fragment } else { Obstacle::None };
+    Some(parse::ipv4_packet(&header, protocol, ports, transport, obstacle))
 }
 
-/// A TCP or UDP packet of interest behind extension headers.
+/// An SCTP packet of interest, or one with ports behind extension headers.
 #[inline(always)]
-fn ipv6(ctx: &XdpContext) -> Option<Packet> {
+pub fn ipv6(ctx: &XdpContext) -> Option<Packet> {
     let header = parse::ipv6_header(ctx)?;
-    if !is_of_interest(&Address::from_words(header.destination)) || !is_extension_header(header.next_header) {
+    if !is_of_interest(&Address::from_words(header.destination)) {
+        return None;
+    }
+    if let Some(protocol) = Protocol::from_number(header.next_header) {
+        let transport = ETHERNET_LENGTH + IPV6_LENGTH;
+        let ports = packet::read::<Ports>(ctx, transport)?;
+        return Some(parse::ipv6_packet(&header, protocol, ports, transport, Obstacle::None));
+    }
+    if !is_extension_header(header.next_header) {
         return None;
     }
     let walked = Walked(walk_extension_headers(ctx.ctx, u32::from(header.next_header)));

@@ -47,7 +47,7 @@ pub fn to_real_server(
         ForwardingMethod::Nat | ForwardingMethod::Dr => packet.length,
         // Without a route, user space knows no address of ours that the outer header could carry.
         ForwardingMethod::Tun if real.tunnel_source.halves() == [0; 2] => return Err(DropReason::NoRoute),
-        ForwardingMethod::Tun => packet.length + encap::overhead(packet.is_ipv4),
+        ForwardingMethod::Tun => packet.length + encap::overhead(real),
     };
     let hop = &real.next_hop;
     match hop.state {

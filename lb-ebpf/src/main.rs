@@ -27,6 +27,7 @@ mod replies;
 mod rewrite;
 mod route;
 mod schedule;
+mod sctp;
 mod service;
 mod tcp;
 mod template;
@@ -53,7 +54,7 @@ pub fn exceptional(ctx: XdpContext) -> u32 {
     verdict::action(&ctx, exceptional::run(&ctx))
 }
 
-/// Strips IPIP and IP6IP6 on a real server without a tunnel device.
+/// Strips the outer header, of either family, on a real server without a tunnel device.
 #[xdp]
 pub fn decapsulate(ctx: XdpContext) -> u32 {
     if decap::run(&ctx) { verdict::PASS } else { verdict::DROP }

@@ -139,9 +139,9 @@ pub static STAGES: ProgramArray<{ STAGES_LENGTH as usize }> = ProgramArray::new(
 #[btf_map(name = "decap_vips")]
 pub static DECAP_VIPS: HashMap<Address, u32, 256> = HashMap::new();
 
-/// Packets that `decapsulate` unwrapped: element 0 IPIP, element 1 IP6IP6; element 2 those dropped for a congestion mark.
+/// Packets that `decapsulate` unwrapped: element 0 IPIP, 1 6in4, 2 4in6, 3 IP6IP6; element 4 those dropped for a congestion mark.
 #[btf_map(name = "decap_counters")]
-pub static DECAP_COUNTERS: PerCpuArray<u64, 3> = PerCpuArray::new();
+pub static DECAP_COUNTERS: PerCpuArray<u64, 5> = PerCpuArray::new();
 
 /// Idle times after which a connection is void.
 #[unsafe(no_mangle)]

@@ -6,8 +6,8 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::drop_reason::DropReason;
 use lb_common::net::{Address, Port, Protocol};
 
-use crate::maps;
 use crate::packet::{self, ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV6_LENGTH, Ipv4, Ipv6, Ports};
+use crate::{maps, sctp};
 
 /// TCP header flags, RFC 9293 §3.1.
 pub mod tcp_flag {
@@ -82,6 +82,7 @@ pub fn validate(ctx: &XdpContext, packet: &Packet) -> Result<(), DropReason> {
     let header: u64 = match packet.protocol {
         Protocol::Tcp => 20,
         Protocol::Udp => 8,
+        Protocol::Sctp => (sctp::HEADER_LENGTH + sctp::CHUNK_LENGTH) as u64,
     };
     let end = ETHERNET_LENGTH as u64 + u64::from(packet.length);
     if packet.transport as u64 + header > end || end > packet::frame_length(ctx) {
@@ -93,12 +94,13 @@ pub fn validate(ctx: &XdpContext, packet: &Packet) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// The flags of a TCP segment; zero for UDP.
+/// The flags of a TCP segment; what they would be for SCTP; zero for UDP.
 #[inline(always)]
 pub fn tcp_flags(ctx: &XdpContext, packet: &Packet) -> Result<u8, DropReason> {
     match packet.protocol {
         Protocol::Tcp => packet::read::<u8>(ctx, packet.transport + 13).ok_or(DropReason::Malformed),
         Protocol::Udp => Ok(0),
+        Protocol::Sctp => Ok(sctp::flags(ctx, packet)),
     }
 }
 
@@ -117,7 +119,7 @@ pub fn ipv4(ctx: &XdpContext) -> Option<Packet> {
     if is_fragment(&header) {
         return None;
     }
-    let protocol = Protocol::from_number(header.protocol)?;
+    let protocol = frequent(header.protocol)?;
     let ports = packet::read::<Ports>(ctx, transport)?;
     Some(ipv4_packet(&header, protocol, ports, transport, Obstacle::None))
 }
@@ -127,10 +129,20 @@ pub fn ipv4(ctx: &XdpContext) -> Option<Packet> {
 #[inline(always)]
 pub fn ipv6(ctx: &XdpContext) -> Option<Packet> {
     let header = ipv6_header(ctx)?;
-    let protocol = Protocol::from_number(header.next_header)?;
+    let protocol = frequent(header.next_header)?;
     let transport = ETHERNET_LENGTH + IPV6_LENGTH;
     let ports = packet::read::<Ports>(ctx, transport)?;
     Some(ipv6_packet(&header, protocol, ports, transport, Obstacle::None))
+}
+
+/// TCP or UDP; SCTP is rare enough to be left to [`crate::exceptional`].
+#[inline(always)]
+const fn frequent(number: u8) -> Option<Protocol> {
+    match number {
+        6 => Some(Protocol::Tcp),
+        17 => Some(Protocol::Udp),
+        _ => None,
+    }
 }
 
 /// The IPv4 header, and the offset of what follows it.

@@ -181,7 +181,7 @@ fn known(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Known {
     let Some(real) = maps::REAL_SERVERS.get(index) else { return Known::Not };
     let state = meta.state();
     let next = match packet.protocol {
-        Protocol::Tcp => tcp::after(state, flags, Sender::Client),
+        Protocol::Tcp | Protocol::Sctp => tcp::after(state, flags, Sender::Client),
         Protocol::Udp => State::UDP,
     };
     let is_void = real.generation as u8 != meta.generation()
@@ -229,8 +229,8 @@ fn open(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Result<Choice, Stop> 
     let mut newcomer = match packet.protocol {
         Protocol::Udp if hit.flags & service_flag::ONE_PACKET != 0 => Newcomer(Newcomer::COUNTS),
         Protocol::Udp => Newcomer(Newcomer::COUNTS | State::UDP_NEW as u32),
-        Protocol::Tcp if tcp::is_opening(flags) => Newcomer(Newcomer::COUNTS | State::OPENING as u32),
-        Protocol::Tcp => match midstream(service, key, flags) {
+        Protocol::Tcp | Protocol::Sctp if tcp::is_opening(flags) => Newcomer(Newcomer::COUNTS | State::OPENING as u32),
+        Protocol::Tcp | Protocol::Sctp => match midstream(service, key, flags) {
             Midstream::Schedule(State::FREE) => Newcomer::NONE,
             Midstream::Schedule(state) => Newcomer(Newcomer::COUNTS | u32::from(state)),
             Midstream::Stateless => {
@@ -359,6 +359,7 @@ fn deliver(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry, egress: &E
         ForwardingMethod::Tun => {
             rewrite::decrement_ttl(ctx, packet)?;
             encap::wrap(ctx, packet, real)?;
+            return Ok(forward::send(ctx, egress, encap::ethertype(real))?);
         }
     }
     Ok(forward::send(ctx, egress, ethertype(packet))?)
@@ -435,7 +436,7 @@ fn follow(
     };
     let next = match packet.protocol {
         Protocol::Tcp => tcp::after(meta.state(), flags, Sender::Server),
-        Protocol::Udp => meta.state(),
+        Protocol::Udp | Protocol::Sctp => meta.state(),
     };
     if hop != meta.client_hop() {
         place.reroute(meta, next, hop);
@@ -454,8 +455,8 @@ fn follow(
 fn log_packet(ctx: *mut xdp_md, index: u32) {
     let ctx = &XdpContext::new(ctx);
     let packet = match parse::version(ctx) {
-        Some(Version::Ipv4) => parse::ipv4(ctx),
-        Some(Version::Ipv6) => parse::ipv6(ctx),
+        Some(Version::Ipv4) => parse::ipv4(ctx).or_else(|| exceptional::ipv4(ctx)),
+        Some(Version::Ipv6) => parse::ipv6(ctx).or_else(|| exceptional::ipv6(ctx)),
         None => None,
     };
     let Some(Packet { source, destination, source_port, destination_port, protocol, is_ipv4, .. }) = packet else {

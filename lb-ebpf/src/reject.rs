@@ -1,16 +1,17 @@
-//! Answers to packets that find no real server or connection: a TCP RST, or ICMP's port unreachable for UDP.
+//! Answers to packets that find no real server or connection: a TCP RST, an SCTP ABORT, or ICMP's port unreachable for UDP.
 //!
-//! So many a tick and CPU at most; never in answer to a RST or to an address that cannot be one host's.
+//! So many a tick and CPU at most; never in answer to a RST or ABORT, or to an address that cannot be one host's.
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
-use lb_common::checksum;
+use lb_common::{checksum, crc32c};
 
 use crate::packet::{
     self, ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4_LENGTH, IPV6_LENGTH, Icmp, Ipv4, Ipv6, Tcp,
 };
 use crate::parse::tcp_flag;
+use crate::sctp::{self, chunk};
 use crate::{clock, maps, word};
 
 /// [`answer_sender`] has made the packet into the answer.
@@ -19,6 +20,7 @@ const SILENT: u32 = 0;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const TTL: u8 = 64;
@@ -33,7 +35,7 @@ const IPV6_VERSION: u32 = 0x6000_0000_u32.to_be();
 
 /// Makes the packet into a rejection to its sender; [`ANSWERED`] if it did.
 ///
-/// The packet has been found whole: a TCP or UDP header lies in it, and no extension header before that.
+/// The packet has been found whole: a header of TCP, UDP, or SCTP with a chunk lies in it, and no extension header before that.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn answer_sender(ctx: *mut xdp_md) -> u32 {
@@ -58,6 +60,7 @@ fn ipv4(ctx: &XdpContext, ethernet: &Ethernet) -> Option<()> {
     match header.protocol {
         TCP => reset_ipv4(ctx, ethernet, &header, length),
         UDP => unreachable_ipv4(ctx, ethernet, &header, length),
+        SCTP => abort_ipv4(ctx, ethernet, &header, length),
         _ => None,
     }
 }
@@ -71,6 +74,7 @@ fn ipv6(ctx: &XdpContext, ethernet: &Ethernet) -> Option<()> {
     match header.next_header {
         TCP => reset_ipv6(ctx, ethernet, &header),
         UDP => unreachable_ipv6(ctx, ethernet, &header),
+        SCTP => abort_ipv6(ctx, ethernet, &header),
         _ => None,
     }
 }
@@ -130,6 +134,72 @@ fn reset(segment: &Tcp, length: u32) -> Option<Tcp> {
         checksum: 0,
         urgent: 0,
     })
+}
+
+/// An SCTP packet of one chunk without value: source and destination port, verification tag, checksum, chunk (RFC 9260 §3).
+type SctpAnswer = [u32; 4];
+
+#[inline(always)]
+fn abort_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4, length: usize) -> Option<()> {
+    let end = ETHERNET_LENGTH + usize::from(u16::from_be(header.total_length));
+    let abort = abort(ctx, ETHERNET_LENGTH + length, end)?;
+    let total = IPV4_LENGTH + size_of::<SctpAnswer>();
+    let answer = ipv4_answer(header, SCTP, 0, DONT_FRAGMENT, total);
+    spend()?;
+    packet::write(ctx, 0, ethernet.turned())?;
+    packet::write(ctx, ETHERNET_LENGTH, answer)?;
+    packet::write(ctx, ETHERNET_LENGTH + IPV4_LENGTH, abort)?;
+    cut(ctx, ETHERNET_LENGTH + total)
+}
+
+#[inline(always)]
+fn abort_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6) -> Option<()> {
+    const TRANSPORT: usize = ETHERNET_LENGTH + IPV6_LENGTH;
+    let end = TRANSPORT + usize::from(u16::from_be(header.payload_length));
+    let abort = abort(ctx, TRANSPORT, end)?;
+    let answer = ipv6_answer(header, SCTP, size_of::<SctpAnswer>());
+    spend()?;
+    packet::write(ctx, 0, ethernet.turned())?;
+    packet::write(ctx, ETHERNET_LENGTH, answer)?;
+    packet::write(ctx, TRANSPORT, abort)?;
+    cut(ctx, TRANSPORT + size_of::<SctpAnswer>())
+}
+
+/// The answer to an SCTP packet out of the blue (RFC 9260 §8.4): an ABORT, or to SHUTDOWN ACK a SHUTDOWN COMPLETE; none to
+/// what is itself an end or an answer.
+#[inline(always)]
+fn abort(ctx: &XdpContext, transport: usize, end: usize) -> Option<SctpAnswer> {
+    /// The tag is the sender's own.
+    const REFLECTED: u8 = 1;
+    let [ports, tag] = packet::read::<[u32; 2]>(ctx, transport)?;
+    let [kind, ..] = packet::read::<[u8; sctp::CHUNK_LENGTH]>(ctx, transport + sctp::HEADER_LENGTH)?;
+    if sctp::flags_between(ctx, transport, end) & tcp_flag::RST != 0 {
+        return None;
+    }
+    let (tag, answer, flags) = match kind {
+        chunk::COOKIE_ACK | chunk::ERROR => return None,
+        // The tag that its sender expects stands in it.
+        chunk::INIT => {
+            const INITIATE_TAG: usize = sctp::HEADER_LENGTH + sctp::CHUNK_LENGTH;
+            if transport + INITIATE_TAG + size_of::<u32>() > end {
+                return None;
+            }
+            (packet::read::<u32>(ctx, transport + INITIATE_TAG)?, chunk::ABORT, 0)
+        }
+        chunk::SHUTDOWN_ACK => (tag, chunk::SHUTDOWN_COMPLETE, REFLECTED),
+        _ => (tag, chunk::ABORT, REFLECTED),
+    };
+    let [_, length] = (sctp::CHUNK_LENGTH as u16).to_be_bytes();
+    let mut packet = [ports.rotate_left(16), tag, 0, u32::from_ne_bytes([answer, flags, 0, length])];
+    packet[2] = sctp_checksum(ports.rotate_left(16), tag, packet[3]);
+    Some(packet)
+}
+
+/// The checksum of an [`SctpAnswer`], as a function of its own, verified once and alone.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn sctp_checksum(ports: u32, tag: u32, chunk: u32) -> u32 {
+    crc32c::of_words([ports, tag, 0, chunk])
 }
 
 /// Destination unreachable, port unreachable (RFC 792).

@@ -44,6 +44,8 @@ pub fn translate(ctx: &XdpContext, packet: &Packet, to: &Translation) -> Result<
             // SAFETY: as above.
             unsafe { *field = to.transport.apply_udp(*field) };
         }
+        // User space refuses it: the checksum, a CRC over all of the packet, would have to be made anew.
+        Protocol::Sctp => return Err(DropReason::Malformed),
     }
     // SAFETY: `at` has checked that both ports lie in the packet.
     unsafe {

@@ -20,6 +20,7 @@ use crate::datapath::xdp::capacity::Capacity;
 use crate::datapath::xdp::object::{self, LoadOptions};
 use crate::datapath::xdp::table::scanner::Constants;
 use crate::datapath::xdp::table::task::Scan;
+use crate::datapath::xdp::tables::Way;
 use crate::datapath::xdp::{XdpDatapath, packet_log, pins};
 use crate::datapath::{DatapathError, ticks};
 use crate::error::chain;
@@ -112,7 +113,7 @@ impl Daemon {
         for warning in ways::warnings(&config, &resolution) {
             warn!("{warning}");
         }
-        set_ways(&mut datapath, &resolution, &config.xdp.interfaces)?;
+        set_ways(&mut datapath, &resolution, &config.xdp)?;
         datapath.set_own_addresses(&resolution.addresses)?;
         for link in &links {
             devices::register(&mut datapath, &host, link)?;
@@ -213,7 +214,7 @@ impl Daemon {
         for warning in ways::warnings(&self.config, &resolution).iter().filter(|warning| !known.contains(warning)) {
             warn!("{warning}");
         }
-        let mut result = set_ways(&mut self.datapath, &resolution, &self.config.xdp.interfaces);
+        let mut result = set_ways(&mut self.datapath, &resolution, &self.config.xdp);
         // Before ways back to clients are looked up anew, which is when packets ask.
         result = result.and(self.datapath.set_own_addresses(&resolution.addresses));
         if resolution.routes != self.resolution.routes {
@@ -424,9 +425,9 @@ async fn first_resolution(resolver: &Resolver) -> Result<Resolution, StartError>
     }
 }
 
-fn set_ways(datapath: &mut XdpDatapath, resolution: &Resolution, interfaces: &[String]) -> Result<(), DatapathError> {
+fn set_ways(datapath: &mut XdpDatapath, resolution: &Resolution, xdp: &config::Xdp) -> Result<(), DatapathError> {
     for (address, found) in &resolution.found {
-        let way = found.way(interfaces);
+        let way = Way { tunnel_source: xdp.tunnel_sources.to(*address), ..found.way(&xdp.interfaces) };
         if datapath.way(*address) != way {
             datapath.set_way(*address, way)?;
         }

@@ -128,7 +128,7 @@ struct ConnectionsArguments {
     /// packet), udp-new (one datagram) and template-new (not confirmed) are part of those without "-new", and alone by name
     #[arg(long, value_name = "STATE", value_parser = cli::connections::state)]
     state: Option<u8>,
-    /// Of this protocol: tcp or udp
+    /// Of this protocol: tcp, udp or sctp
     #[arg(long, value_name = "PROTOCOL", value_parser = cli::connections::protocol)]
     protocol: Option<Protocol>,
     /// Count instead, by virtual server, real server and state

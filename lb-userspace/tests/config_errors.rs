@@ -207,6 +207,26 @@ refused! {
     real_server_with_port_zero_behind_one_port: "10.0.1.11:8080" => "10.0.1.11:0";
 }
 
+// SCTP.
+refused! {
+    sctp_with_nat: "protocol = \"tcp\"" => "protocol = \"sctp\"";
+    sctp_with_one_of_them_by_nat: "protocol = \"tcp\"" => "protocol = \"sctp\"", "forwarding = \"nat\"" => "forwarding = \"dr\"", "10.0.1.11:8080" => "10.0.1.11", "10.0.1.12:8080\"" => "10.0.1.12\"\nforwarding = \"nat\"";
+    one_packet_with_sctp: "protocol = \"tcp\"" => "protocol = \"sctp\"\none_packet = true", "forwarding = \"nat\"" => "forwarding = \"dr\"", "10.0.1.11:8080" => "10.0.1.11", "10.0.1.12:8080" => "10.0.1.12";
+    sloppy_tcp_with_sctp: "protocol = \"tcp\"" => "protocol = \"sctp\"\nsloppy_tcp = true", "forwarding = \"nat\"" => "forwarding = \"tun\"", "10.0.1.11:8080" => "10.0.1.11", "10.0.1.12:8080" => "10.0.1.12";
+}
+
+// Where tunnelled packets come from.
+refused! {
+    tunnel_source_of_another_family: "interfaces = [\"eth0\"]" => "interfaces = [\"eth0\"]\ntunnel_source_ipv4 = \"2001:db8::1\"\ntunnel_source_ipv6 = \"10.0.1.1\"";
+    tunnel_source_that_is_no_address: "interfaces = [\"eth0\"]" => "interfaces = [\"eth0\"]\ntunnel_source_ipv4 = \"eth0\"";
+    tunnel_source_with_host_bits: "interfaces = [\"eth0\"]" => "interfaces = [\"eth0\"]\ntunnel_source_ipv4 = \"10.9.0.1/16\"";
+    tunnel_source_too_wide: "interfaces = [\"eth0\"]" => "interfaces = [\"eth0\"]\ntunnel_source_ipv6 = \"2000::/3\"";
+    tunnel_source_on_loopback: "interfaces = [\"eth0\"]" => "interfaces = [\"eth0\"]\ntunnel_source_ipv4 = \"127.0.0.1\"";
+    tunnel_source_as_a_number: "interfaces = [\"eth0\"]" => "interfaces = [\"eth0\"]\ntunnel_source_ipv4 = 10";
+    tunnel_source_that_is_the_vip: "interfaces = [\"eth0\"]" => "interfaces = [\"eth0\"]\ntunnel_source_ipv4 = \"10.0.0.100\"";
+    tunnel_source_that_holds_a_real_server: "interfaces = [\"eth0\"]" => "interfaces = [\"eth0\"]\ntunnel_source_ipv4 = \"10.0.1.0/24\"";
+}
+
 // [virtual_server.sorry_server].
 refused! {
     sorry_server_as_a_string: "forwarding =" => "sorry_server = \"10.0.1.99:80\"\nforwarding =";
@@ -231,6 +251,7 @@ refused! {
     dr_to_another_port: r#""nat""# => r#""dr""#;
     tun_to_another_port: "weight = 1" => r#"forwarding = "tun""#;
     real_server_of_another_family: "10.0.1.11:8080" => "[fd77::11]:8080";
+    real_server_of_another_family_by_dr: "10.0.1.11:8080" => "[fd77::11]:80", r#""nat""# => r#""dr""#, "10.0.1.12:8080" => "10.0.1.12:80";
     real_server_of_ipv6_that_may_end_in_a_port: "10.0.0.100:80" => "[fd77::100]:80", "10.0.1.11:8080" => "fd77:1::11:80", "10.0.1.12:8080" => "fd77:1::12";
     real_server_with_a_loopback_address: "10.0.1.11:8080" => "127.0.0.1:8080";
     real_server_with_the_vip: "10.0.1.11:8080" => "10.0.0.100:8080";

@@ -142,14 +142,13 @@ pub fn state(text: &str) -> Result<u8, String> {
     found.ok_or_else(|| format!("states are {}", STATES.map(name).join(", ")))
 }
 
-/// Reads `tcp` or `udp`.
+/// Reads `tcp`, `udp` or `sctp`.
 ///
 /// # Errors
 ///
-/// For clap: the two words.
+/// For clap: the words.
 pub fn protocol(text: &str) -> Result<Protocol, String> {
-    let found = [Protocol::Tcp, Protocol::Udp].into_iter().find(|protocol| protocol.name() == text);
-    found.ok_or_else(|| "write tcp or udp".to_owned())
+    Protocol::named(text).ok_or_else(|| "write tcp, udp or sctp".to_owned())
 }
 
 fn name(state: u8) -> &'static str {
@@ -159,7 +158,7 @@ fn name(state: u8) -> &'static str {
 /// One line of `--json`.
 #[derive(Debug, Serialize)]
 struct Line {
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `sctp`.
     protocol: &'static str,
     /// Address and port; for a persistence template, the network of its clients.
     client: String,
@@ -250,7 +249,7 @@ struct Sum {
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct VirtualServerCounts {
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `sctp`.
     protocol: &'static str,
     /// VIP and port; port 0 stands for all.
     address: SocketAddr,
@@ -405,7 +404,7 @@ mod tests {
     fn states_and_protocols_go_by_the_names_that_are_printed() {
         assert!(STATES.into_iter().all(|number| state(name(number)) == Ok(number)));
         assert!(state("open").unwrap_err().contains("opening, established-new, established"));
-        assert_eq!((protocol("udp"), protocol("sctp").is_err()), (Ok(Protocol::Udp), true));
+        assert_eq!((protocol("sctp"), protocol("icmp").is_err()), (Ok(Protocol::Sctp), true));
     }
 
     #[test]

@@ -51,8 +51,11 @@ async fn serve(interface: &str, vips: &[IpAddr], mode: XdpMode) -> anyhow::Resul
         _ = interrupt.recv() => {}
     }
     let unwrapped = decapsulator.unwrapped()?;
-    let Unwrapped { ipip, ip6ip6, congested } = unwrapped;
-    eprintln!("unwrapped {ipip} IPIP and {ip6ip6} IP6IP6 packets, dropped {congested} for congestion on the way");
+    let Unwrapped { ipip, six_in_four, four_in_six, ip6ip6, congested } = unwrapped;
+    eprintln!(
+        "unwrapped {ipip} IPIP, {six_in_four} 6in4, {four_in_six} 4in6 and {ip6ip6} IP6IP6 packets, \
+         dropped {congested} for congestion on the way"
+    );
     Ok(())
 }
 

@@ -113,9 +113,8 @@ impl Known {
     }
 
     fn of_status(status: &Status) -> Self {
-        let protocol = |name: &str| [Protocol::Tcp, Protocol::Udp].into_iter().find(|protocol| protocol.name() == name);
         let named = |server: &crate::control::protocol::VirtualServer| {
-            let service = Service { address: server.address, protocol: protocol(&server.protocol)? };
+            let service = Service { address: server.address, protocol: Protocol::named(&server.protocol)? };
             Some((server.name.clone()?, service))
         };
         Self {

@@ -188,7 +188,7 @@ fn prefixed(left: &str, right: &str, role: Role) -> Fault {
 }
 
 /// The kind of address that nobody can be reached at, `None` for all others.
-fn forbidden(ip: IpAddr) -> Option<&'static str> {
+pub fn forbidden(ip: IpAddr) -> Option<&'static str> {
     match ip {
         _ if ip.is_unspecified() => Some("the unspecified address"),
         _ if ip.is_loopback() => Some("a loopback address"),

@@ -21,6 +21,7 @@ mod sorry_server;
 mod suggest;
 mod syntax;
 mod timeouts;
+mod tunnel;
 mod virtual_server;
 mod xdp;
 
@@ -33,7 +34,7 @@ pub use self::access::Files;
 pub use self::diagnostic::{Diagnostic, Diagnostics};
 pub use self::file::{LoadError, load};
 use self::lines::Lines;
-pub use self::model::{Backend, Config, Global, LogLevel, Timeouts, Xdp, XdpMode};
+pub use self::model::{Backend, Config, Global, LogLevel, Timeouts, TunnelSources, Xdp, XdpMode};
 use self::reader::Reader;
 use self::report::Report;
 pub use self::xdp::PIN_DIRECTORY;
@@ -63,6 +64,9 @@ pub fn parse_with(name: &str, text: &str, files: Files<'_>) -> Result<Config, Di
     let xdp = xdp::read(&root, global.as_ref().map(|global| global.backend), &mut report);
     let timeouts = timeouts::read(&root, &mut report);
     let virtual_servers = virtual_server::read_all(&root, files, &mut report);
+    if let Some(xdp) = &xdp {
+        tunnel::check(&root, &xdp.tunnel_sources, &virtual_servers, &mut report);
+    }
     match (global, xdp) {
         (Some(global), Some(xdp)) if report.is_empty() => Ok(Config { global, xdp, timeouts, virtual_servers }),
         _ => Err(report.finish(name)),

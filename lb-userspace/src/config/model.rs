@@ -1,7 +1,10 @@
 //! The checked configuration: every value in range, nothing contradicts. No opinion on how it was written.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::model::VirtualServer;
 
@@ -23,7 +26,7 @@ impl Config {
     pub fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
         let Self { global, xdp, timeouts, virtual_servers: _ } = self;
         let Global { instance, backend, runtime_directory, log_level } = global;
-        let Xdp { interfaces, mode, connections_max, reject_rate, pin_directory, packet_log } = xdp;
+        let Xdp { interfaces, mode, connections_max, reject_rate, tunnel_sources, pin_directory, packet_log } = xdp;
         let differences = [
             ("global.instance", *instance != other.global.instance),
             ("global.backend", *backend != other.global.backend),
@@ -33,6 +36,8 @@ impl Config {
             ("xdp.mode", *mode != other.xdp.mode),
             ("xdp.connections_max", *connections_max != other.xdp.connections_max),
             ("xdp.reject_rate", *reject_rate != other.xdp.reject_rate),
+            ("xdp.tunnel_source_ipv4", tunnel_sources.ipv4 != other.xdp.tunnel_sources.ipv4),
+            ("xdp.tunnel_source_ipv6", tunnel_sources.ipv6 != other.xdp.tunnel_sources.ipv6),
             ("xdp.pin_directory", *pin_directory != other.xdp.pin_directory),
             ("xdp.packet_log", *packet_log != other.xdp.packet_log),
             ("timeouts", *timeouts != other.timeouts),
@@ -110,6 +115,8 @@ pub struct Xdp {
     pub connections_max: u32,
     /// RSTs and ICMP errors a second and CPU that answer packets which find no real server or connection, 0..=1000000.
     pub reject_rate: u32,
+    /// From which addresses tunnelled packets come.
+    pub tunnel_sources: TunnelSources,
     /// Where maps and links are pinned; absolute, on a bpffs.
     pub pin_directory: PathBuf,
     /// Whether the program logs its decision on every packet.
@@ -135,6 +142,22 @@ impl XdpMode {
             Self::Native => "native",
             Self::Generic => "generic",
         }
+    }
+}
+
+/// The outer source addresses of tunnelled packets, by the family of the real server; `None`: what the routing table says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunnelSources {
+    /// One address, or a prefix of at least 8 bits without host bits.
+    pub ipv4: Option<IpNet>,
+    /// One address, or a prefix of at least 32 bits without host bits.
+    pub ipv6: Option<IpNet>,
+}
+
+impl TunnelSources {
+    /// Those of packets to `real_server`.
+    pub fn to(&self, real_server: IpAddr) -> Option<IpNet> {
+        if real_server.is_ipv4() { self.ipv4 } else { self.ipv6 }
     }
 }
 

@@ -16,12 +16,13 @@ use crate::model::{Policy, Removal};
 const DESTINATIONS: &str = "keeps a real server for each destination address, for caches in front of many of them, and a \
                             virtual server here has one; use \"dh\" or \"mh\", or later backend \"ipvs\"";
 const ONE_PACKET_HELP: &str = "it is for protocol \"udp\": each datagram is scheduled for itself";
-const TCP_ONLY_HELP: &str =
-    "remove it, it is for protocol \"tcp\": a datagram of an unknown connection is always scheduled";
+const SLOPPY_HELP: &str = "remove it, it is for protocol \"tcp\"";
+const UNKNOWN_HELP: &str =
+    "remove it, it is for protocol \"tcp\" and \"sctp\": a datagram of an unknown connection is always scheduled";
 const HASH_HELP: &str = "remove it: \"sh\", \"dh\" and \"mh\" schedule a segment of an unknown connection in any case, as they \
                          choose what they chose before";
 const REMOVAL_HELP: &str =
-    "remove it, it is for protocol \"tcp\": datagrams for a removed real server go to another one at once";
+    "remove it, it is for protocol \"tcp\" and \"sctp\": datagrams for a removed real server go to another one at once";
 const SLOW_START_HELP: &str = "it is how long a real server takes to reach its full weight; \"0s\" is at once";
 
 /// The words of `scheduler`.
@@ -166,14 +167,14 @@ fn check_scheduler(
     (scheduler, protocol): (Scheduler, Option<Protocol>),
     report: &mut Report<'_>,
 ) {
-    // With UDP they are reported for that.
-    let is_hash = scheduler.is_hash() && protocol != Some(Protocol::Udp);
-    let is_drop = policy.unknown_connection == Refusal::Drop;
+    // Where the protocol alone contradicts them, they are reported for that.
+    let is_sloppy = policy.sloppy_tcp && matches!(protocol, None | Some(Protocol::Tcp));
+    let is_drop = policy.unknown_connection == Refusal::Drop && protocol != Some(Protocol::Udp);
     let overflows = policy.one_packet && scheduler == Scheduler::Ovf;
     let ovf_help = "no connection is counted that could overflow; take \"fo\" or \"wrr\"";
     let possible = [
-        (is_hash && policy.sloppy_tcp, "sloppy_tcp", "false", HASH_HELP),
-        (is_hash && is_drop, "unknown_connection", "\"reject\"", HASH_HELP),
+        (scheduler.is_hash() && is_sloppy, "sloppy_tcp", "false", HASH_HELP),
+        (scheduler.is_hash() && is_drop, "unknown_connection", "\"reject\"", HASH_HELP),
         (overflows, "one_packet", "false", ovf_help),
     ];
     for (_, key, must, help) in possible.into_iter().filter(|(is_so, ..)| *is_so) {
@@ -186,9 +187,13 @@ fn check_protocol(table: &Reader<'_>, policy: &Policy, protocol: Protocol, repor
     let possible = match protocol {
         Protocol::Tcp => vec![(policy.one_packet, "one_packet", "false", ONE_PACKET_HELP)],
         Protocol::Udp => vec![
-            (policy.sloppy_tcp, "sloppy_tcp", "false", TCP_ONLY_HELP),
-            (policy.unknown_connection == Refusal::Drop, "unknown_connection", "\"reject\"", TCP_ONLY_HELP),
+            (policy.sloppy_tcp, "sloppy_tcp", "false", SLOPPY_HELP),
+            (policy.unknown_connection == Refusal::Drop, "unknown_connection", "\"reject\"", UNKNOWN_HELP),
             (table.has("removed_real_server"), "removed_real_server", "left out", REMOVAL_HELP),
+        ],
+        Protocol::Sctp => vec![
+            (policy.one_packet, "one_packet", "false", ONE_PACKET_HELP),
+            (policy.sloppy_tcp, "sloppy_tcp", "false", SLOPPY_HELP),
         ],
     };
     for (_, key, must, help) in possible.into_iter().filter(|(is_so, ..)| *is_so) {

@@ -98,6 +98,11 @@ impl<'t> Reader<'t> {
         self.value(key).map(Spanned::span)
     }
 
+    /// Where the value at `key` of the table at `table` is written.
+    pub fn place_in(&self, table: &str, key: &str) -> Option<Range<usize>> {
+        self.table.get(table)?.get_ref().as_table()?.get(key).map(Spanned::span)
+    }
+
     /// Reports `key` as missing, unless it is there.
     pub fn require(&self, key: &str, allowed: &str, help: &str, report: &mut Report<'_>) {
         debug_assert!(self.kind.requires(key), "{key} is optional in the schema of {}", self.kind.header);

@@ -268,10 +268,16 @@ fn fit(
         return port.map(|port| SocketAddr::new(ip, port));
     };
     let (path, family) = (table.path("address"), |v4| if v4 { "IPv4" } else { "IPv6" });
-    if ip.is_ipv4() != vip.is_ipv4() {
+    if let Some(method @ (ForwardingMethod::Nat | ForwardingMethod::Dr)) = forwarding
+        && ip.is_ipv4() != vip.is_ipv4()
+    {
         let (found, allowed) = (family(ip.is_ipv4()), family(vip.is_ipv4()));
         let message = format!("{path} is {found}, must be {allowed} like the virtual server's on line {line}");
-        let help = "mixed families are not available yet; write one virtual_server for each family".to_owned();
+        let why = match method {
+            ForwardingMethod::Nat => "nat does not translate between families",
+            ForwardingMethod::Dr | ForwardingMethod::Tun => "dr sends packets as they are",
+        };
+        let help = format!("{why}; forwarding = \"tun\" carries either family in the other");
         report.error(span, message, Some(help));
     }
     if ip == vip.ip() {

@@ -88,6 +88,8 @@ pub static XDP: Table = Table {
         Key { name: "mode", kind: Kind::Text, presence: Presence::Default(r#""auto""#) },
         Key { name: "connections_max", kind: Kind::Number, presence: Presence::Default("1000000") },
         Key { name: "reject_rate", kind: Kind::Number, presence: Presence::Default("1000") },
+        Key { name: "tunnel_source_ipv4", kind: Kind::Text, presence: Presence::Optional },
+        Key { name: "tunnel_source_ipv6", kind: Kind::Text, presence: Presence::Optional },
         Key { name: "pin_directory", kind: Kind::Text, presence: Presence::Default(r#""/sys/fs/bpf/evenkeel""#) },
         Key { name: "packet_log", kind: Kind::Boolean, presence: Presence::Default("false") },
     ],

@@ -19,11 +19,11 @@ use crate::model::{Service, VirtualServer};
 
 const NAME_LENGTH_MAX: usize = 64;
 const EXAMPLE: &str = "write [[virtual_server]], and under it address, protocol, forwarding and its real servers";
-const PROTOCOL_HELP: &str = r#"write protocol = "tcp" or protocol = "udp""#;
+const PROTOCOL_HELP: &str = r#"write protocol = "tcp", protocol = "udp" or protocol = "sctp""#;
 
 /// The words of `protocol`.
 pub static PROTOCOLS: Words<Protocol> =
-    Words { now: &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], later: &["sctp"], never: &[] };
+    Words { now: &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("sctp", Protocol::Sctp)], later: &[], never: &[] };
 
 /// How packets reach a real server: the words of `forwarding`.
 pub static FORWARDING_METHODS: Words<ForwardingMethod> = Words {
@@ -59,7 +59,7 @@ fn read(table: &Reader<'_>, claimed: &mut Claimed, files: Files<'_>, report: &mu
     let name = name(table, claimed, report);
     table.require("address", r#""ip:port""#, r#"write address = "10.0.0.100:80""#, report);
     let address = vip(table, report);
-    table.require("protocol", r#""tcp" or "udp""#, PROTOCOL_HELP, report);
+    table.require("protocol", r#""tcp", "udp" or "sctp""#, PROTOCOL_HELP, report);
     let protocol = table.word("protocol", &PROTOCOLS, report);
     let forwarding = table.word("forwarding", &FORWARDING_METHODS, report);
     let service = address.as_ref().zip(protocol).map(|((address, span), protocol)| {
@@ -87,8 +87,23 @@ fn read(table: &Reader<'_>, claimed: &mut Claimed, files: Files<'_>, report: &mu
     if let Some(line) = parent.first_threshold.filter(|_| policy.one_packet) {
         policy::report_one_packet_threshold(table, line, report);
     }
+    if let Some(line) = parent.first_nat.filter(|_| protocol == Some(Protocol::Sctp)) {
+        report_sctp_nat(table, line, report);
+    }
     policy::check_number(table, policy.scheduler, real_servers.len(), report);
     Some(VirtualServer { name, service: service?, policy, access, real_servers, sorry_server })
+}
+
+/// Reports protocol `sctp` for a virtual server of which the server on `line` is reached by `nat`.
+fn report_sctp_nat(table: &Reader<'_>, line: usize, report: &mut Report<'_>) {
+    let span = table.place("protocol").unwrap_or_else(|| table.span.clone());
+    let message = format!(
+        "{} is \"sctp\", must not be with forwarding \"nat\", as of the server on line {line}",
+        table.path("protocol")
+    );
+    let help = "SCTP's checksum is a CRC32c over all of a packet, and its associations carry addresses inside: neither is rewritten; \
+                write forwarding = \"dr\" or \"tun\"";
+    report.error(&span, message, Some(help.to_owned()));
 }
 
 fn name(table: &Reader<'_>, claimed: &mut Claimed, report: &mut Report<'_>) -> Option<String> {

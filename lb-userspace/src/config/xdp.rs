@@ -8,6 +8,7 @@ use super::model::{Backend, Xdp, XdpMode};
 use super::reader::{Reader, Words};
 use super::report::Report;
 use super::schema;
+use super::tunnel;
 
 /// IFNAMSIZ less the closing zero.
 const INTERFACE_LENGTH_MAX: usize = 15;
@@ -41,6 +42,7 @@ pub fn read(root: &Reader<'_>, backend: Option<Backend>, report: &mut Report<'_>
     let mode = table.word("mode", &MODES, report).unwrap_or(XdpMode::Auto);
     let connections_max = table.integer("connections_max", CONNECTIONS_RANGE, CONNECTIONS_HELP, report);
     let reject_rate = table.integer("reject_rate", REJECTS_RANGE, REJECTS_HELP, report);
+    let tunnel_sources = tunnel::read(&table, report);
     let pin_directory = path(&table, "pin_directory", report).unwrap_or_else(|| PIN_DIRECTORY.into());
     let packet_log = table.boolean("packet_log", report).unwrap_or(false);
     Some(Xdp {
@@ -48,6 +50,7 @@ pub fn read(root: &Reader<'_>, backend: Option<Backend>, report: &mut Report<'_>
         mode,
         connections_max: connections_max.unwrap_or(CONNECTIONS),
         reject_rate: reject_rate.unwrap_or(REJECTS),
+        tunnel_sources,
         pin_directory,
         packet_log,
     })

@@ -60,7 +60,7 @@ pub enum Response {
 /// A real server of a virtual server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
-    /// `tcp` or `udp`, and VIP and port of the virtual server.
+    /// `tcp`, `udp` or `sctp`, and VIP and port of the virtual server.
     pub virtual_server: String,
     /// Address and port.
     pub real_server: SocketAddr,
@@ -142,7 +142,7 @@ pub struct ConnectionTable {
 pub struct VirtualServer {
     /// The operator's name for it.
     pub name: Option<String>,
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
     /// VIP and port.
     pub address: SocketAddr,

@@ -159,7 +159,7 @@ impl Daemon {
         for warning in ways::warnings(config, &resolution) {
             warn!("{warning}");
         }
-        set_ways(&mut self.datapath, &resolution, &config.xdp.interfaces).map_err(ReloadError::Ways)?;
+        set_ways(&mut self.datapath, &resolution, &config.xdp).map_err(ReloadError::Ways)?;
         let changes = exchange(&mut self.datapath, &self.desired.table(now), &desired.table(now))?;
         self.resolution = crate::nexthop::Resolution { routes: self.resolution.routes, ..resolution };
         Ok(changes)

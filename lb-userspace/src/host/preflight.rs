@@ -5,11 +5,12 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::service::ForwardingMethod;
 
 use super::link::{Kind, Link};
 use super::stack;
-use crate::config::{Config, XdpMode};
+use crate::config::{Config, TunnelSources, XdpMode};
 use crate::datapath::xdp::object;
 use crate::instance::Paths;
 
@@ -178,6 +179,7 @@ impl Facts {
                  `ip address add {vip}/{length} dev INTERFACE`, or route it here"
             ));
         }
+        warnings.extend(self.foreign_tunnel_sources(config));
         for link in self.links.iter().filter(|link| config.xdp.interfaces.contains(&link.name)) {
             let name = &link.name;
             if !link.is_up {
@@ -186,8 +188,8 @@ impl Facts {
             warnings.extend(self.of_a_stack(link, config.xdp.mode));
         }
         for key in &self.forwarding_off {
-            let servers = config.virtual_servers.iter().filter(|s| s.service.address.is_ipv4() == key.ipv4);
-            let mut reals = servers.flat_map(|s| &s.real_servers).peekable();
+            let reals = config.virtual_servers.iter().flat_map(|server| &server.real_servers);
+            let mut reals = reals.filter(|real| real.address.is_ipv4() == key.ipv4).peekable();
             if reals.peek().is_none() {
                 continue;
             }
@@ -200,6 +202,32 @@ impl Facts {
             warnings.push(format!("{key} is 0: {consequence}; set it with `sysctl -w {key}=1`"));
         }
         warnings
+    }
+
+    /// Outer source addresses in use that are not this host's.
+    fn foreign_tunnel_sources(&self, config: &Config) -> Vec<String> {
+        let reals =
+            config.virtual_servers.iter().flat_map(|server| server.real_servers.iter().chain(&server.sorry_server));
+        let tunnelled: Vec<IpAddr> =
+            reals.filter(|real| real.forwarding == ForwardingMethod::Tun).map(|real| real.address.ip()).collect();
+        let TunnelSources { ipv4, ipv6 } = config.xdp.tunnel_sources;
+        let is_used = |source: &IpNet| tunnelled.iter().any(|real| real.is_ipv4() == source.addr().is_ipv4());
+        let is_ours =
+            |source: &IpNet| source.prefix_len() == source.max_prefix_len() && self.addresses.contains(&source.addr());
+        let foreign = ipv4.into_iter().chain(ipv6).filter(|source| is_used(source) && !is_ours(source));
+        let warning = |source: IpNet| {
+            let family = if source.addr().is_ipv4() { "ipv4" } else { "ipv6" };
+            let (what, address) = if source.prefix_len() == source.max_prefix_len() {
+                ("is no address of this host", source.addr().to_string())
+            } else {
+                ("is a prefix and not an address of this host", source.to_string())
+            };
+            format!(
+                "xdp.tunnel_source_{family} {address} {what}: routers on the way may drop packets from it as forged (BCP 38), \
+                 real servers too unless rp_filter is 0 there, and ICMP errors about them do not come back here"
+            )
+        };
+        foreign.map(warning).collect()
     }
 
     /// What an interface that is veth, or is made of others, asks of those.
@@ -356,6 +384,28 @@ mod tests {
         assert_eq!(warnings.len(), 2, "{warnings:#?}");
         assert!(warnings[0].contains("ip address add 10.0.0.100/32"));
         assert!(warnings[1].contains("sysctl -w net.ipv4.conf.eth0.forwarding=1"));
+    }
+
+    #[test]
+    fn a_tunnel_source_that_is_not_ours_is_warned_of_where_it_is_used() {
+        let with = |ipv4: &str| {
+            let mut config = config();
+            config.xdp.tunnel_sources = TunnelSources { ipv4: Some(ipv4.parse().unwrap()), ipv6: None };
+            config
+        };
+        assert_eq!(facts().warnings(&with("10.0.0.9/32")), [""; 0], "nothing is tunnelled");
+        let tunnelled = |ipv4: &str| {
+            let mut config = with(ipv4);
+            for real in config.virtual_servers.iter_mut().flat_map(|server| &mut server.real_servers) {
+                real.forwarding = ForwardingMethod::Tun;
+            }
+            facts().warnings(&config)
+        };
+        assert_eq!(tunnelled("10.0.0.100/32"), [""; 0], "it is an address of this host");
+        let [warning] = &tunnelled("10.0.0.9/32")[..] else { panic!("one warning") };
+        assert!(warning.starts_with("xdp.tunnel_source_ipv4 10.0.0.9 is no address of this host: "), "{warning}");
+        let [warning] = &tunnelled("10.9.0.0/16")[..] else { panic!("one warning") };
+        assert!(warning.starts_with("xdp.tunnel_source_ipv4 10.9.0.0/16 is a prefix and not"), "{warning}");
     }
 
     #[test]

@@ -59,6 +59,7 @@ impl Route {
         Way {
             next_hop,
             source: self.source,
+            tunnel_source: None,
             is_routed: self.gateway.is_some(),
             is_local: false,
             is_listed: interfaces.contains(&self.interface.name),

@@ -17,6 +17,8 @@ mod ports;
 mod refusals;
 mod reload;
 mod schedulers;
+mod sctp;
 mod serving;
 mod tools;
+mod tunnels;
 mod unserved;

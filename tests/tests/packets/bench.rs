@@ -230,6 +230,13 @@ impl Bench {
         self.set_way(family.real(n), Way { source: None, ..way });
     }
 
+    /// Sets the outer source, an address or a prefix, of what is tunnelled to real server `n`.
+    pub fn tunnel_source(&mut self, family: Family, n: u8, prefix: &str) {
+        let way = self.datapath.way(family.real(n));
+        let tunnel_source = Some(prefix.parse().expect("a prefix"));
+        self.set_way(family.real(n), Way { tunnel_source, ..way });
+    }
+
     fn set_way(&mut self, address: IpAddr, way: Way) {
         self.datapath.set_way(address, way).expect("the map takes it");
     }

@@ -38,7 +38,7 @@ fn a_flow_keeps_its_real_server_while_others_come() {
                 bench.server_of(&opening(service, port));
                 let next = match protocol {
                     Protocol::Tcp => segment(family, 1000, ACK | PSH).payload(b"more"),
-                    Protocol::Udp => opening(service, 1000).payload(b"more"),
+                    Protocol::Udp | Protocol::Sctp => opening(service, 1000).payload(b"more"),
                 };
                 assert_eq!(bench.server_of(&next), first);
             }

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use lb_common::net::Protocol;
+use lb_common::hash;
+use lb_common::net::{Address, Protocol};
 use lb_common::service::ForwardingMethod;
 
 use super::bench::{Bench, Verdict, in_namespace};
@@ -38,17 +39,30 @@ pub fn translated(request: &Frame, family: Family) -> Frame {
     Frame { destination: real_server(family, ForwardingMethod::Nat, 1), ..request.sent_on(real_mac(1)) }
 }
 
-/// What `tun` makes of `request`: the outer header as RFC 2003 §3.1 and RFC 2473 §6 have it.
+/// What `tun` makes of `request` for a real server of the same family.
 pub fn tunnelled(request: &Frame, family: Family) -> Frame {
+    carried(request, family)
+}
+
+/// What `tun` makes of `request` for a real server of family `outer`: the outer header as RFC 2003 §3.1, RFC 4213 §3.5 and
+/// RFC 2473 §6 have it.
+pub fn carried(request: &Frame, outer: Family) -> Frame {
+    let is_ipv4 = request.source.is_ipv4();
     let outer = Outer {
-        source: family.director(),
-        destination: family.real(1),
+        source: outer.director(),
+        destination: outer.real(1),
         class: request.class,
-        identification: request.identification,
-        dont_fragment: request.dont_fragment,
-        flow_label: request.flow_label,
+        identification: if is_ipv4 { request.identification } else { 0 },
+        dont_fragment: request.dont_fragment || !is_ipv4,
+        flow_label: if is_ipv4 { flow(request) & 0xf_ffff } else { request.flow_label },
     };
     Frame { outer: Some(outer), ..request.sent_on(real_mac(1)) }
+}
+
+/// The hash that spreads tunnelled packets.
+pub fn flow(request: &Frame) -> u32 {
+    let ports = u32::from(request.source.port()) | u32::from(request.destination.port()) << 16;
+    hash::flow(Address::from(request.source.ip()).halves(), ports)
 }
 
 /// SYN, data and UDP in both families, out of the interface they came in by and out of another.

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::scene::{CLIENT_MAC, Mac, OUR_MAC};
+use super::sctp_frame::{self, Chunk};
 
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
@@ -22,13 +23,17 @@ pub enum Transport {
     Udp {
         has_checksum: bool,
     },
+    /// A payload stands in a chunk of padding behind these.
+    Sctp {
+        chunks: Vec<Chunk>,
+    },
     /// Another protocol, of which only the number matters.
     Other {
         protocol: u8,
     },
 }
 
-/// An outer header, of the same family as what it carries.
+/// An outer header, of either family.
 #[derive(Clone, Debug)]
 pub struct Outer {
     pub source: IpAddr,
@@ -86,6 +91,12 @@ impl Frame {
         Self::new(source, destination, Transport::Udp { has_checksum: true })
     }
 
+    /// An SCTP packet from a client's side to us, with these chunks as they mostly are.
+    pub fn sctp(source: SocketAddr, destination: SocketAddr, kinds: &[u8]) -> Self {
+        let chunks = kinds.iter().map(|kind| Chunk::new(*kind)).collect();
+        Self::new(source, destination, Transport::Sctp { chunks })
+    }
+
     /// Any packet from a client's side to us.
     pub fn new(source: SocketAddr, destination: SocketAddr, transport: Transport) -> Self {
         Self {
@@ -128,7 +139,8 @@ impl Frame {
 
     /// The frame as it lies on the wire, without its checksum (FCS).
     pub fn bytes(&self) -> Vec<u8> {
-        let ethertype: u16 = if self.source.is_ipv4() { 0x0800 } else { 0x86dd };
+        let is_ipv4 = self.outer.as_ref().map_or(self.source.is_ipv4(), |outer| outer.source.is_ipv4());
+        let ethertype: u16 = if is_ipv4 { 0x0800 } else { 0x86dd };
         let mut bytes = [self.mac_to, self.mac_from].concat();
         bytes.extend(ethertype.to_be_bytes());
         bytes.extend(self.packet());
@@ -144,6 +156,7 @@ impl Frame {
     fn packet(&self) -> Vec<u8> {
         let inner = self.inner_packet();
         let Some(outer) = &self.outer else { return inner };
+        let protocol = if self.source.is_ipv4() { 4 } else { 41 };
         match (outer.source, outer.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let flags = u16::from(outer.dont_fragment) << 14;
@@ -152,7 +165,7 @@ impl Frame {
                     identification: outer.identification,
                     flags,
                     ttl: 64,
-                    protocol: 4,
+                    protocol,
                     addresses: [source.octets(), destination.octets()],
                     options: &[],
                 };
@@ -163,7 +176,7 @@ impl Frame {
                     class: outer.class,
                     flow_label: outer.flow_label,
                     hop_limit: 64,
-                    next_header: 41,
+                    next_header: protocol,
                     addresses: [source.octets(), destination.octets()],
                 };
                 header.before(&inner)
@@ -213,22 +226,26 @@ impl Frame {
         match self.transport {
             Transport::Tcp { .. } => 6,
             Transport::Udp { .. } => 17,
+            Transport::Sctp { .. } => 132,
             Transport::Other { protocol } => protocol,
         }
     }
 
     fn transport_bytes(&self) -> Vec<u8> {
         let ports = [self.source.port().to_be_bytes(), self.destination.port().to_be_bytes()].concat();
-        match self.transport {
+        match &self.transport {
             Transport::Tcp { flags } => {
                 // Sequence and acknowledgement number, offset of 20 bytes, flags, window, checksum, urgent pointer.
-                let rest = [1, 2, 3, 4, 5, 6, 7, 8, 0x50, flags, 0xfa, 0xf0, 0, 0, 0, 0];
+                let rest = [1, 2, 3, 4, 5, 6, 7, 8, 0x50, *flags, 0xfa, 0xf0, 0, 0, 0, 0];
                 self.with_checksum([ports, rest.to_vec(), self.payload.clone()].concat(), 16)
             }
             Transport::Udp { has_checksum } => {
                 let length = u16::try_from(8 + self.payload.len()).expect("fits in a packet").to_be_bytes();
                 let segment = [&ports[..], &length, &[0, 0], &self.payload].concat();
-                if has_checksum { self.with_checksum(segment, 6) } else { segment }
+                if *has_checksum { self.with_checksum(segment, 6) } else { segment }
+            }
+            Transport::Sctp { chunks } => {
+                sctp_frame::bytes([self.source.port(), self.destination.port()], chunks, &self.payload)
             }
             Transport::Other { .. } => self.payload.clone(),
         }

@@ -17,6 +17,7 @@ use super::bench::{Bench, Sent, Verdict, assert_same, in_namespace};
 use super::frame::{ACK, FIN, Frame, PSH, RST, SYN, Transport};
 use super::oracle::{self, Change, Reading};
 use super::scene::{FAMILIES, Family, INGRESS, METHODS, OUR_MAC, PORT, PROTOCOLS, number_of, real_mac, real_server};
+use super::sctp_frame::saying;
 
 /// Of each of the four kinds.
 const CASES: u32 = 25_000;
@@ -35,7 +36,7 @@ fn real_number(method: usize, which: u8) -> u8 {
     u8::try_from(method).expect("one of three") * SERVERS + which
 }
 
-/// Every method, in both families, by both protocols.
+/// Every method, in both families, by every protocol that it can carry.
 fn everything() -> Bench {
     let mut bench = Bench::empty();
     for family in FAMILIES {
@@ -43,10 +44,16 @@ fn everything() -> Bench {
             let numbers: Vec<u8> = (1..=SERVERS).map(|which| real_number(index, which)).collect();
             numbers.iter().for_each(|n| bench.way(family, *n, INGRESS, 1500));
             let reals: Vec<_> = numbers.iter().map(|n| (real_server(family, method, *n), 1)).collect();
-            PROTOCOLS.into_iter().for_each(|protocol| bench.serve(served(family, index, protocol), method, &reals));
+            let protocols = Protocol::ALL.into_iter().filter(|protocol| is_served(method, *protocol));
+            protocols.for_each(|protocol| bench.serve(served(family, index, protocol), method, &reals));
         }
     }
     bench
+}
+
+/// SCTP cannot be translated.
+fn is_served(method: ForwardingMethod, protocol: Protocol) -> bool {
+    method != ForwardingMethod::Nat || protocol != Protocol::Sctp
 }
 
 /// A frame out of `sent_on` was a good packet of a virtual server, and is what forwarding makes of it.
@@ -88,8 +95,9 @@ fn check_answer(input: &[u8], reading: &Reading, sent: &Sent) {
 
 /// The virtual server that a packet is to, and the index of its method.
 fn service_of(reading: &Reading) -> Option<(usize, Service)> {
-    let protocol = PROTOCOLS.into_iter().find(|protocol| *protocol as u32 == u32::from(reading.protocol))?;
-    let all = (0..METHODS.len()).map(|method| (method, served(reading.family, method, protocol)));
+    let protocol = Protocol::ALL.into_iter().find(|protocol| *protocol as u32 == u32::from(reading.protocol))?;
+    let methods = (0..METHODS.len()).filter(|method| is_served(METHODS[*method], protocol));
+    let all = methods.map(|method| (method, served(reading.family, method, protocol)));
     all.into_iter().find(|(_, service)| service.address == reading.destination)
 }
 
@@ -119,6 +127,7 @@ fn check(bench: &Bench, input: &[u8]) -> Verdict {
 fn check_refused(input: &[u8], sent: &Sent) {
     let reading = oracle::read(input).unwrap_or_else(|| panic!("answered, but it is no good packet"));
     assert!(service_of(&reading).is_some() && reading.is_from_a_host(), "answered: {reading:?}");
+    assert!(reading.is_answerable(input), "answered: {reading:?}");
     assert_same(&sent.frame, &reading.rejection(input), &"a refused packet");
 }
 
@@ -143,7 +152,7 @@ fn for_frames<T: Debug>(frames: impl Strategy<Value = T> + Send, test: impl Fn(&
 
 /// A good packet: to a virtual server, or the answer of a real server.
 fn good() -> impl Strategy<Value = Frame> {
-    let who = (select(FAMILIES.as_slice()), 0..METHODS.len(), select(PROTOCOLS.as_slice()), 1000..1008_u16);
+    let who = (select(FAMILIES.as_slice()), 0..METHODS.len(), select(Protocol::ALL.as_slice()), 1000..1008_u16);
     let flags = select(vec![SYN, SYN, SYN, ACK, ACK | PSH, FIN | ACK, RST, SYN | ACK]);
     let answer = prop_oneof![3 => Just(None), 1 => (1..=SERVERS).prop_map(Some)];
     let marks = (2..=255_u8, any::<u8>(), any::<u16>(), any::<bool>(), 0..0x10_0000_u32);
@@ -153,6 +162,7 @@ fn good() -> impl Strategy<Value = Frame> {
         let transport = match protocol {
             Protocol::Tcp => Transport::Tcp { flags },
             Protocol::Udp => Transport::Udp { has_checksum: family == Family::V6 || flags != RST },
+            Protocol::Sctp => Transport::Sctp { chunks: saying(flags) },
         };
         let (client, to_vip) = (family.client(port), served(family, method, protocol).address);
         let frame = match answer {
@@ -194,8 +204,8 @@ fn random_bytes_are_never_sent_on() {
 
 #[test]
 fn random_bytes_behind_good_headers_are_sent_on_only_where_they_make_a_packet() {
-    // TCP, UDP, IPv6's extension headers, anything.
-    let protocol = prop_oneof![Just(6_u8), Just(17), select(vec![0_u8, 43, 44, 51, 60]), any::<u8>()];
+    // TCP, UDP, SCTP, IPv6's extension headers, anything.
+    let protocol = prop_oneof![Just(6_u8), Just(17), Just(132), select(vec![0_u8, 43, 44, 51, 60]), any::<u8>()];
     let to = (select(FAMILIES.as_slice()), 0..METHODS.len(), protocol);
     let port = prop_oneof![3 => Just(Some(PORT)), 1 => Just(None)];
     for_frames((to, port, vec(any::<u8>(), 0..80)), |bench, ((family, method, protocol), port, mut bytes)| {

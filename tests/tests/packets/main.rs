@@ -55,9 +55,14 @@ mod scene;
 #[cfg(test)]
 mod scheduling;
 #[cfg(test)]
+mod sctp;
+#[cfg(test)]
+mod sctp_frame;
+#[cfg(test)]
 mod tables;
 #[cfg(test)]
 mod traces;
+mod tunnels;
 #[cfg(test)]
 mod twin;
 #[cfg(test)]

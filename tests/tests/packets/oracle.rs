@@ -5,18 +5,21 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use lb_common::drop_reason::DropReason;
+use lb_common::hash;
+use lb_common::net::Address;
 
 use super::frame::{ACK, FIN, Ipv4Header, Ipv6Header, RST, SYN, internet_checksum, transport_checksum};
 use super::scene::{Family, OUR_MAC};
+use super::sctp_frame;
 
-/// Where things are in a TCP or UDP packet to our Ethernet address.
+/// Where things are in a TCP, UDP or SCTP packet to our Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     pub family: Family,
     pub protocol: u8,
     pub source: SocketAddr,
     pub destination: SocketAddr,
-    /// Offset of the TCP or UDP header in the frame.
+    /// Offset of the transport header in the frame.
     transport: usize,
     /// Offset of the first byte behind the IP packet.
     end: usize,
@@ -41,6 +44,7 @@ pub enum Change {
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 /// Reads a frame; `None` for what must not be forwarded.
 pub fn read(frame: &[u8]) -> Option<Reading> {
@@ -120,7 +124,7 @@ fn behind_extensions(frame: &[u8], first: u8) -> Option<(usize, u8, Option<DropR
 
 fn ports(frame: &[u8], family: Family, ips: [IpAddr; 2], range: [usize; 2], protocol: u8) -> Option<Reading> {
     let ([source, destination], [transport, end]) = (ips, range);
-    if ![TCP, UDP].contains(&protocol) {
+    if ![TCP, UDP, SCTP].contains(&protocol) {
         return None;
     }
     let ports = frame.get(transport..transport + 4)?;
@@ -129,10 +133,43 @@ fn ports(frame: &[u8], family: Family, ips: [IpAddr; 2], range: [usize; 2], prot
 }
 
 impl Reading {
-    /// Whether this is a TCP segment that asks for a connection.
+    /// Whether this is a TCP segment or an SCTP packet that asks for a connection.
     pub fn is_syn(&self, frame: &[u8]) -> bool {
         // SYN, and none of FIN, RST, ACK.
-        self.protocol == TCP && frame[self.transport + 13] & 0x17 == 0x02
+        self.flags(frame) & 0x17 == 0x02
+    }
+
+    /// Whether a refusal of it would be answered; a RST is not, nor what RFC 9260 §8.4 (2), (6) and (7) name.
+    pub fn is_answerable(&self, frame: &[u8]) -> bool {
+        let chunk = frame.get(self.transport + 12).copied();
+        let is_end = self.flags(frame) & RST != 0;
+        match (self.protocol, chunk) {
+            (SCTP, Some(9 | 11)) => false,
+            // The tag for the answer stands in it.
+            (SCTP, Some(1)) => self.transport + 20 <= self.end,
+            _ => !is_end,
+        }
+    }
+
+    /// What SCTP's chunks (RFC 9260 §3.2) say in TCP's words, of the first eight.
+    fn chunk_flags(&self, frame: &[u8]) -> u8 {
+        let mut rest = frame.get(self.transport + 12..self.end).unwrap_or_default();
+        let mut flags = 0;
+        for number in 0..8 {
+            let Some([kind, _, high, low]) = rest.first_chunk() else { break };
+            flags |= match kind {
+                1 if number == 0 => return SYN,
+                6 | 14 => RST,
+                7 | 8 => FIN | ACK,
+                _ => ACK,
+            };
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            if length < 4 {
+                break;
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        flags
     }
 
     /// Whether the source can be one host's: not unspecified, loopback (IPv4), multicast or broadcast.
@@ -143,9 +180,13 @@ impl Reading {
         }
     }
 
-    /// The flags of a TCP segment; 0 for UDP, and where they are cut off.
+    /// The flags of a TCP segment, and what they would be for SCTP; 0 for UDP, and where they are cut off.
     pub fn flags(&self, frame: &[u8]) -> u8 {
-        if self.protocol == TCP { frame.get(self.transport + 13).copied().unwrap_or(0) } else { 0 }
+        match self.protocol {
+            TCP => frame.get(self.transport + 13).copied().unwrap_or(0),
+            SCTP => self.chunk_flags(frame),
+            _ => 0,
+        }
     }
 
     /// Bytes of the IP packet.
@@ -155,7 +196,12 @@ impl Reading {
 
     /// What is wrong with the lengths or with the time to live.
     fn fault(&self, frame: &[u8], ttl: u8) -> Option<DropReason> {
-        let header = if self.protocol == TCP { 20 } else { 8 };
+        let header = match self.protocol {
+            TCP => 20,
+            // With the head of a chunk.
+            SCTP => 16,
+            _ => 8,
+        };
         if self.transport + header > self.end || self.end > frame.len() {
             return Some(DropReason::Malformed);
         }
@@ -192,36 +238,49 @@ impl Reading {
         out
     }
 
-    /// A forwarded frame in an outer packet.
+    /// A forwarded frame in an outer packet, of either family.
     pub fn wrapped(&self, forwarded: &[u8], source: IpAddr, destination: IpAddr) -> Vec<u8> {
         let (header, packet) = (&forwarded[14..], &forwarded[14..self.end]);
-        let outer = match (source, destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => Ipv4Header {
-                class: header[1],
-                identification: word(header, 4),
-                flags: word(header, 6) & 0x4000,
-                ttl: 64,
-                protocol: 4,
-                addresses: [source.octets(), destination.octets()],
-                options: &[],
+        let number = if self.family == Family::V4 { 4 } else { 41 };
+        let class = if self.family == Family::V4 { header[1] } else { header[0] << 4 | header[1] >> 4 };
+        let (outer, ethertype) = match (source, destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let (identification, flags) = match self.family {
+                    Family::V4 => (word(header, 4), word(header, 6) & 0x4000),
+                    Family::V6 => (0, 0x4000),
+                };
+                let addresses = [source.octets(), destination.octets()];
+                let outer =
+                    Ipv4Header { class, identification, flags, ttl: 64, protocol: number, addresses, options: &[] };
+                (outer.before(packet), [0x08, 0x00])
             }
-            .before(packet),
-            (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6Header {
-                class: header[0] << 4 | header[1] >> 4,
-                flow_label: u32::from(header[1] & 15) << 16 | u32::from(word(header, 2)),
-                hop_limit: 64,
-                next_header: 41,
-                addresses: [source.octets(), destination.octets()],
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let flow_label = match self.family {
+                    Family::V4 => self.flow() & 0xf_ffff,
+                    Family::V6 => u32::from(header[1] & 15) << 16 | u32::from(word(header, 2)),
+                };
+                let addresses = [source.octets(), destination.octets()];
+                let outer = Ipv6Header { class, flow_label, hop_limit: 64, next_header: number, addresses };
+                (outer.before(packet), [0x86, 0xdd])
             }
-            .before(packet),
             mixed => panic!("an outer header of two families: {mixed:?}"),
         };
-        [&forwarded[..14], &outer, &forwarded[self.end..]].concat()
+        [&forwarded[..12], &ethertype, &outer, &forwarded[self.end..]].concat()
     }
 
-    /// The answer to a refused packet: a RST for TCP, port unreachable for UDP.
+    /// The hash by which flows are spread.
+    pub fn flow(&self) -> u32 {
+        let ports = u32::from(self.source.port()) | u32::from(self.destination.port()) << 16;
+        hash::flow(Address::from(self.source.ip()).halves(), ports)
+    }
+
+    /// The answer to a refused packet: a RST for TCP, an ABORT for SCTP, port unreachable for UDP.
     pub fn rejection(&self, frame: &[u8]) -> Vec<u8> {
-        let packet = if self.protocol == TCP { self.reset(frame) } else { self.unreachable(frame) };
+        let packet = match self.protocol {
+            TCP => self.reset(frame),
+            SCTP => self.abort(frame),
+            _ => self.unreachable(frame),
+        };
         // Back to the station that it came from.
         [&frame[6..12], &frame[..6], &frame[12..14], &packet].concat()
     }
@@ -245,6 +304,20 @@ impl Reading {
         let sum = transport_checksum(self.destination.ip(), self.source.ip(), TCP, &reset);
         reset[16..18].copy_from_slice(&sum.to_be_bytes());
         self.back(TCP, 0, 0x4000, &reset)
+    }
+
+    /// RFC 9260 §8.4 (3), (5), (8): with the sender's tag and the T bit, or the tag that its INIT asks for.
+    fn abort(&self, frame: &[u8]) -> Vec<u8> {
+        let packet = &frame[self.transport..self.end];
+        let (tag, chunk) = match packet[12] {
+            1 => (&packet[16..20], [6, 0, 0, 4]),
+            8 => (&packet[4..8], [14, 1, 0, 4]),
+            _ => (&packet[4..8], [6, 1, 0, 4]),
+        };
+        let mut abort = [&packet[2..4], &packet[..2], tag, &[0; 4], &chunk].concat();
+        let sum = sctp_frame::checksum(&abort);
+        abort[8..12].copy_from_slice(&sum);
+        self.back(SCTP, 0, 0x4000, &abort)
     }
 
     /// RFC 792 and RFC 4443 §3.1: from the address that was not served, with the start of the packet.

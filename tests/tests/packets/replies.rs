@@ -142,6 +142,7 @@ fn direct(client: SocketAddr, real: SocketAddr, protocol: Protocol, flags: u8) -
     match protocol {
         Protocol::Tcp => (Frame::tcp(client, real, SYN), Frame::tcp(real, client, flags).macs(real_mac(1), OUR_MAC)),
         Protocol::Udp => (Frame::udp(client, real), Frame::udp(real, client).macs(real_mac(1), OUR_MAC)),
+        Protocol::Sctp => panic!("nat does not carry it"),
     }
 }
 

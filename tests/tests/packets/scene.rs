@@ -96,12 +96,13 @@ pub fn real_server(family: Family, method: ForwardingMethod, n: u8) -> SocketAdd
     SocketAddr::new(family.real(n), port)
 }
 
-/// A packet from the client's `port` to `service`, which for TCP opens a connection.
+/// A packet from the client's `port` to `service`, which for TCP and SCTP opens a connection.
 pub fn opening(service: Service, port: u16) -> Frame {
     let family = if service.address.is_ipv4() { Family::V4 } else { Family::V6 };
     match service.protocol {
         Protocol::Tcp => Frame::tcp(family.client(port), service.address, super::frame::SYN),
         Protocol::Udp => Frame::udp(family.client(port), service.address),
+        Protocol::Sctp => Frame::sctp(family.client(port), service.address, &[super::sctp_frame::kind::INIT]),
     }
 }
 
@@ -110,6 +111,7 @@ pub fn answer(request: &Frame, real: SocketAddr, n: u8, flags: u8) -> Frame {
     let transport = match request.transport {
         Transport::Tcp { .. } => Transport::Tcp { flags },
         Transport::Udp { has_checksum } => Transport::Udp { has_checksum },
+        Transport::Sctp { .. } => Transport::Sctp { chunks: super::sctp_frame::saying(flags) },
         Transport::Other { protocol } => Transport::Other { protocol },
     };
     Frame::new(real, request.source, transport).macs(real_mac(n), OUR_MAC)

@@ -76,6 +76,7 @@ fn sites() -> Vec<Site> {
         let transport = match protocol {
             Protocol::Tcp => Transport::Tcp { flags: 0 },
             Protocol::Udp => Transport::Udp { has_checksum: true },
+            Protocol::Sctp => Transport::Sctp { chunks: vec![] },
         };
         let request = Frame::new(family.client(1), service.address, transport.clone()).bytes();
         let answer = |n| {

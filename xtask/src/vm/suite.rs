@@ -48,7 +48,7 @@ impl Suite {
     pub(crate) const SHORT: Self = Self {
         packets: &["variants::", "forwarding::nat_sends_to"],
         daemon: &["devices::the_kernels_tunnel_devices_unwrap_requests"],
-        limit: Duration::from_secs(300),
+        limit: Duration::from_secs(600),
     };
 
     /// What a kernel is judged by.

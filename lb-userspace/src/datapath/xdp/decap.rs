@@ -48,6 +48,10 @@ pub struct Decapsulator {
 pub struct Unwrapped {
     /// IPv4 in IPv4.
     pub ipip: u64,
+    /// IPv6 in IPv4.
+    pub six_in_four: u64,
+    /// IPv4 in IPv6.
+    pub four_in_six: u64,
     /// IPv6 in IPv6.
     pub ip6ip6: u64,
     /// Dropped for a congestion mark that the sender would not have understood.
@@ -75,7 +79,7 @@ impl Decapsulator {
     /// [`DatapathError::Map`] from the kernel.
     pub fn unwrapped(&self) -> Result<Unwrapped, DatapathError> {
         let sum = |index| self.maps.sum::<u64>(COUNTERS, index);
-        Ok(Unwrapped { ipip: sum(0)?, ip6ip6: sum(1)?, congested: sum(2)? })
+        Ok(Unwrapped { ipip: sum(0)?, six_in_four: sum(1)?, four_in_six: sum(2)?, ip6ip6: sum(3)?, congested: sum(4)? })
     }
 }
 

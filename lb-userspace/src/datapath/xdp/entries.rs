@@ -188,7 +188,7 @@ pub fn free_place(next_same: u32) -> RealServerEntry {
         active_cost: 0,
         inactive_cost: 0,
         active_limit: NONE,
-        reserved: 0,
+        tunnel_spread: 0,
         busy_cost: 0,
     }
 }
@@ -220,11 +220,13 @@ impl RealServer {
             forwarding,
             virtual_server,
             port: Port::new(address.port()),
+            flags: if address.is_ipv6() { real_flag::IPV6 } else { 0 },
             next_hop: way.next_hop(forwarding),
             address: address.ip().into(),
             address_delta,
             transport_delta,
             tunnel_source: way.tunnel_source(forwarding),
+            tunnel_spread: way.tunnel_spread(forwarding),
             weight: weight.get().into(),
             upper_threshold: thresholds.upper,
             lower_threshold: thresholds.lower,

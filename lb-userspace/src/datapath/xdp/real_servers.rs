@@ -38,6 +38,7 @@ impl XdpDatapath {
             let mut entry = self.real_server(index)?;
             entry.next_hop = way.next_hop(entry.forwarding);
             entry.tunnel_source = way.tunnel_source(entry.forwarding);
+            entry.tunnel_spread = way.tunnel_spread(entry.forwarding);
             self.views.real_servers.set(index.into(), &entry)?;
         }
         Ok(())

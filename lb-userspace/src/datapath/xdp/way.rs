@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::net::Address;
 use lb_common::real::{NextHop, NextHopState};
 use lb_common::service::ForwardingMethod;
@@ -11,8 +12,10 @@ use lb_common::service::ForwardingMethod;
 pub struct Way {
     /// The next hop.
     pub next_hop: NextHop,
-    /// Our own address on that way, the outer source of tunnelled packets.
+    /// Our own address on that way, the outer source of tunnelled packets unless `tunnel_source` says otherwise.
     pub source: Option<IpAddr>,
+    /// The outer source of tunnelled packets where it is configured; a hash of the flow fills the host bits of a prefix.
+    pub tunnel_source: Option<IpNet>,
     /// Whether a router stands before the address: `dr` cannot go that way.
     pub is_routed: bool,
     /// Whether the address is this host's own: only `dr` can serve there.
@@ -23,15 +26,21 @@ pub struct Way {
 
 impl Way {
     /// Nothing is known.
-    pub const UNKNOWN: Self =
-        Self { next_hop: NextHop::UNRESOLVED, source: None, is_routed: false, is_local: false, is_listed: true };
+    pub const UNKNOWN: Self = Self {
+        next_hop: NextHop::UNRESOLVED,
+        source: None,
+        tunnel_source: None,
+        is_routed: false,
+        is_local: false,
+        is_listed: true,
+    };
 
     /// This host itself.
     pub const LOCAL: Self = Self { next_hop: NextHop::LOCAL, is_local: true, ..Self::UNKNOWN };
 
     /// What the packet path does with a packet of this method.
     pub fn next_hop(&self, forwarding: ForwardingMethod) -> NextHop {
-        let Self { next_hop, source: _, is_routed, is_local, is_listed } = *self;
+        let Self { next_hop, source: _, tunnel_source: _, is_routed, is_local, is_listed } = *self;
         match forwarding {
             ForwardingMethod::Dr if is_local => NextHop::LOCAL,
             ForwardingMethod::Dr if is_routed => NextHop::UNUSABLE,
@@ -46,8 +55,23 @@ impl Way {
     /// The outer source of packets of this method.
     pub fn tunnel_source(&self, forwarding: ForwardingMethod) -> Address {
         match forwarding {
-            ForwardingMethod::Tun => self.source.map_or(Address::UNSPECIFIED, Address::from),
+            ForwardingMethod::Tun => {
+                let source = self.tunnel_source.map(|source| source.addr()).or(self.source);
+                source.map_or(Address::UNSPECIFIED, Address::from)
+            }
             ForwardingMethod::Nat | ForwardingMethod::Dr => Address::UNSPECIFIED,
+        }
+    }
+
+    /// The bits of the last word of [`Self::tunnel_source`], as it lies in memory, that a hash of the flow fills.
+    pub fn tunnel_spread(&self, forwarding: ForwardingMethod) -> u32 {
+        match (forwarding, self.tunnel_source) {
+            (ForwardingMethod::Tun, Some(source)) => {
+                let host_bits = source.max_prefix_len().saturating_sub(source.prefix_len());
+                let ones = u32::MAX.checked_shr(u32::BITS.saturating_sub(host_bits.into())).unwrap_or(0);
+                ones.to_be()
+            }
+            (ForwardingMethod::Tun, None) | (ForwardingMethod::Nat | ForwardingMethod::Dr, _) => 0,
         }
     }
 }
@@ -98,5 +122,21 @@ mod tests {
         let none = Address::UNSPECIFIED;
         assert_eq!(METHODS.map(|method| known().tunnel_source(method)), [none, none, source]);
         assert_eq!(METHODS.map(|method| Way::UNKNOWN.tunnel_source(method)), [none; 3]);
+    }
+
+    #[test]
+    fn a_configured_source_stands_before_that_of_the_route() {
+        let spread = |source: &str| {
+            let way = Way { tunnel_source: Some(source.parse().unwrap()), ..known() };
+            let words = METHODS.map(|method| way.tunnel_spread(method));
+            assert_eq!(words[..2], [0, 0]);
+            (IpAddr::from(way.tunnel_source(ForwardingMethod::Tun)).to_string(), words[2].to_ne_bytes())
+        };
+        assert_eq!(spread("10.9.0.1/32"), ("10.9.0.1".to_owned(), [0; 4]));
+        assert_eq!(spread("10.9.0.0/20"), ("10.9.0.0".to_owned(), [0, 0, 0x0f, 0xff]));
+        assert_eq!(spread("10.0.0.0/8"), ("10.0.0.0".to_owned(), [0, 0xff, 0xff, 0xff]));
+        assert_eq!(spread("2001:db8::1/128"), ("2001:db8::1".to_owned(), [0; 4]));
+        assert_eq!(spread("2001:db8:9::/64"), ("2001:db8:9::".to_owned(), [0xff; 4]));
+        assert_eq!(known().tunnel_spread(ForwardingMethod::Tun), 0);
     }
 }

@@ -78,7 +78,7 @@ pub struct Settings {
 struct Packet<'a> {
     frame: &'a [u8],
     reading: Reading,
-    /// Of TCP; 0 for UDP.
+    /// Of TCP, or what they would be for SCTP; 0 for UDP.
     flags: u8,
     now: u16,
 }

@@ -1,14 +1,14 @@
 //! A client's packet to a virtual server.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
 use lb_common::drop_reason::DropReason;
 use lb_common::net::{Address, Protocol};
 use lb_common::service::{ForwardingMethod, Refusal};
 
 use super::super::frame::{ACK, FIN, RST};
 use super::super::oracle::Change;
-use super::super::scene::Family;
 use super::schedule;
 use super::state::{Side, State, is_opening};
 use super::table::{Entry, Inserted, Kind, Place};
@@ -52,7 +52,7 @@ impl Model {
             let is_removed = self.reals[&entry.real].is_removed;
             let is_over = match protocol {
                 Protocol::Udp => is_removed,
-                Protocol::Tcp => is_opening(packet.flags) && self.may_begin_anew(&entry),
+                Protocol::Tcp | Protocol::Sctp => is_opening(packet.flags) && self.may_begin_anew(&entry),
             };
             if !is_over {
                 self.follow(place, Side::Client, &packet);
@@ -89,12 +89,16 @@ impl Model {
         let is_under_way = packet.flags & (FIN | RST | ACK) == ACK;
         match service.protocol {
             Protocol::Udp => Newcomer::Enter(State::UdpNew),
-            Protocol::Tcp if is_opening(packet.flags) => Newcomer::Enter(State::Opening),
-            Protocol::Tcp if service.scheduler.is_hash() && is_under_way => Newcomer::Enter(State::Settling),
-            Protocol::Tcp if service.scheduler.is_hash() => Newcomer::Passing,
-            Protocol::Tcp if !self.table.has_room(key, State::Opening, packet.now) => Newcomer::Roomless,
+            Protocol::Tcp | Protocol::Sctp if is_opening(packet.flags) => Newcomer::Enter(State::Opening),
+            Protocol::Tcp | Protocol::Sctp if service.scheduler.is_hash() && is_under_way => {
+                Newcomer::Enter(State::Settling)
+            }
+            Protocol::Tcp | Protocol::Sctp if service.scheduler.is_hash() => Newcomer::Passing,
+            Protocol::Tcp | Protocol::Sctp if !self.table.has_room(key, State::Opening, packet.now) => {
+                Newcomer::Roomless
+            }
             Protocol::Tcp if service.sloppy_tcp && is_under_way => Newcomer::Enter(State::Settling),
-            Protocol::Tcp => Newcomer::Unknown,
+            Protocol::Tcp | Protocol::Sctp => Newcomer::Unknown,
         }
     }
 
@@ -261,11 +265,11 @@ impl Model {
     /// Length of the packet on its way to the real server, and whether it may go.
     fn outgoing(&self, packet: &Packet, real: u16) -> Result<super::Way, DropReason> {
         let real = &self.reals[&real];
-        let outer = match (real.forwarding, packet.reading.family) {
+        let outer = match (real.forwarding, real.address) {
             (ForwardingMethod::Nat | ForwardingMethod::Dr, _) => 0,
             (ForwardingMethod::Tun, _) if real.tunnel_source.is_none() => return Err(DropReason::NoRoute),
-            (ForwardingMethod::Tun, Family::V4) => 20,
-            (ForwardingMethod::Tun, Family::V6) => 40,
+            (ForwardingMethod::Tun, SocketAddr::V4(_)) => 20,
+            (ForwardingMethod::Tun, SocketAddr::V6(_)) => 40,
         };
         Self::way(real, packet.reading.length() + outer)
     }
@@ -289,7 +293,7 @@ impl Model {
             }
             (ForwardingMethod::Tun, source) => match way.send(packet, Change::Nothing) {
                 Outcome::Sent { ifindex, bytes } => {
-                    let source = source.expect("without one there is no way");
+                    let source = spread(source.expect("without one there is no way"), packet.reading.flow());
                     let bytes = packet.reading.wrapped(&bytes, source, real.address.ip());
                     Outcome::Sent { ifindex, bytes }
                 }
@@ -310,12 +314,26 @@ impl Model {
         let is_answered = match policy {
             Refusal::Drop => false,
             Refusal::Reject => {
-                packet.flags & RST == 0 && packet.reading.is_from_a_host() && self.may_reject(packet.now)
+                packet.reading.is_answerable(packet.frame)
+                    && packet.reading.is_from_a_host()
+                    && self.may_reject(packet.now)
             }
         };
         if !is_answered {
             return Outcome::Dropped(reason);
         }
         Outcome::Refused { reason, bytes: packet.reading.rejection(packet.frame) }
+    }
+}
+
+/// An address of the source prefix: the flow's.
+fn spread(source: IpNet, flow: u32) -> IpAddr {
+    let [a, b, c, d] = flow.to_ne_bytes();
+    match source {
+        IpNet::V4(net) => (net.addr() | (Ipv4Addr::new(a, b, c, d) & net.hostmask())).into(),
+        IpNet::V6(net) => {
+            let filled = Ipv6Addr::from(u128::from(u32::from_be_bytes([a, b, c, d])));
+            (net.addr() | (filled & net.hostmask())).into()
+        }
     }
 }

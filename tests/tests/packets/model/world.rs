@@ -72,8 +72,8 @@ pub struct RealServer {
     /// Its place among those that share address and port behind `nat`.
     pub rank: usize,
     pub hop: Hop,
-    /// Our own address on the way there.
-    pub tunnel_source: Option<IpAddr>,
+    /// Where tunnelled packets come from: our own address on the way there, or what is configured.
+    pub tunnel_source: Option<IpNet>,
     pub active: u32,
     pub inactive: u32,
     /// Whether it came to `upper` and has not been below `lower` since.

@@ -3,8 +3,9 @@
 //! Rings are made anew, independently, and must be what is installed.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use lb_common::hash;
 use lb_common::net::Address;
 use lb_common::real::{NextHop, NextHopState, RealServerEntry, real_flag};
@@ -168,11 +169,19 @@ fn real_server(index: u16, entry: &RealServerEntry, asked: &Asked, server: &Virt
         lower,
         rank: 0,
         hop: hop(&entry.next_hop),
-        tunnel_source: (entry.tunnel_source != Address::UNSPECIFIED).then(|| entry.tunnel_source.into()),
+        tunnel_source: tunnel_source(entry),
         active: 0,
         inactive: 0,
         is_overloaded: false,
     }
+}
+
+/// The prefix whose host bits are filled; of the whole address where there are none.
+fn tunnel_source(entry: &RealServerEntry) -> Option<IpNet> {
+    let filled = u8::try_from(entry.tunnel_spread.count_ones()).expect("at most 32");
+    let address = IpAddr::from(entry.tunnel_source);
+    let length = if address.is_ipv4() { 32 - filled } else { 128 - filled };
+    (entry.tunnel_source != Address::UNSPECIFIED).then(|| IpNet::new(address, length).expect("a prefix"))
 }
 
 fn hop(hop: &NextHop) -> Hop {

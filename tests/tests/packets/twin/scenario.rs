@@ -18,6 +18,7 @@ use proptest::sample::select;
 
 use super::super::frame::{ACK, FIN, Frame, PSH, RST, SYN, Transport};
 use super::super::scene::{FAMILIES, Family, NAT_PORT, OUR_MAC, PORT, real_mac};
+use super::super::sctp_frame::saying;
 
 /// Real servers of each virtual server have numbers of its own, but for those of `nat`, which share some.
 const REALS: u8 = 5;
@@ -163,24 +164,23 @@ pub fn sharing_specs() -> impl Strategy<Value = Vec<Spec>> {
 }
 
 fn spec() -> impl Strategy<Value = Spec> {
-    let kind = (select(FAMILIES.as_slice()), prop_oneof![3 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp)]);
+    let kind = (select(FAMILIES.as_slice()), protocol());
     let methods = select(vec![Methods::Nat, Methods::Nat, Methods::Dr, Methods::Tun, Methods::Mixed]);
     let scheduler = select(Scheduler::ALL.as_slice());
     let reals = prop_oneof![1 => Just(Vec::new()), 12 => vec(real(), 1..=usize::from(REALS))];
     let who = (prop::bool::weighted(0.3), access());
     (kind, prop::bool::weighted(0.15), scheduler, methods, extras(), reals, who).prop_map(
-        |((family, protocol), all_ports, scheduler, methods, policy, reals, (has_sorry, access))| Spec {
-            family,
-            protocol,
-            all_ports,
-            scheduler,
-            methods,
-            policy,
-            reals,
-            has_sorry,
-            access,
+        |((family, protocol), all_ports, scheduler, methods, policy, reals, (has_sorry, access))| {
+            // SCTP cannot be translated.
+            let is_possible = protocol != Protocol::Sctp || methods != Methods::Nat;
+            let methods = if is_possible { methods } else { Methods::Mixed };
+            Spec { family, protocol, all_ports, scheduler, methods, policy, reals, has_sorry, access }
         },
     )
+}
+
+fn protocol() -> impl Strategy<Value = Protocol> {
+    prop_oneof![4 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp), 1 => Just(Protocol::Sctp)]
 }
 
 /// Mostly nobody is kept out.
@@ -341,7 +341,16 @@ impl Spec {
             (false, Methods::Nat) => NAT_PORT,
             (false, _) => PORT,
         };
-        SocketAddr::new(self.family.real(self.number(n, which)), port)
+        SocketAddr::new(self.family_of(which).real(self.number(n, which)), port)
+    }
+
+    /// Only tunnels lead to real servers of the other family: to every second.
+    fn family_of(&self, which: u8) -> Family {
+        match (self.method(which), which % 4, self.family) {
+            (ForwardingMethod::Tun, 1 | 2, Family::V4) => Family::V6,
+            (ForwardingMethod::Tun, 1 | 2, Family::V6) => Family::V4,
+            (_, _, family) => family,
+        }
     }
 
     /// Which of its real servers has this address.
@@ -397,6 +406,7 @@ impl Spec {
         match self.protocol {
             Protocol::Tcp => Transport::Tcp { flags: look.flags },
             Protocol::Udp => Transport::Udp { has_checksum: self.family == Family::V6 || look.flags != RST },
+            Protocol::Sctp => Transport::Sctp { chunks: saying(look.flags) },
         }
     }
 

@@ -11,7 +11,7 @@ use proptest::test_runner::TestRunner;
 use super::super::bench::{Bench, OPTIONS, in_namespace, is_long};
 use super::super::frame::{ACK, SYN};
 use super::super::model::Model;
-use super::super::scene::{ELSEWHERE, FAMILIES, INGRESS, UNLISTED};
+use super::super::scene::{ELSEWHERE, FAMILIES, Family, INGRESS, UNLISTED};
 use super::Twin;
 use super::scenario::{Event, Look, RealSpec, Spec, Which, events, own_addresses, sharing_specs, specs};
 
@@ -34,6 +34,16 @@ fn twin(connections: u32) -> Twin {
                 _ if n % 10 == 2 => bench.way(family, n, ELSEWHERE, 1200),
                 43 => bench.way(family, n, UNLISTED, 1500),
                 _ => bench.way(family, n, INGRESS, 1500),
+            }
+            let source = match (n % 10, family) {
+                (1, _) => None,
+                (3, Family::V4) => Some("10.9.8.7/32"),
+                (_, Family::V4) if n % 2 == 1 => Some("10.9.16.0/20"),
+                (_, Family::V6) if n % 2 == 1 => Some("2001:db8:9::/64"),
+                _ => None,
+            };
+            if let Some(source) = source {
+                bench.tunnel_source(family, n, source);
             }
         }
     }
