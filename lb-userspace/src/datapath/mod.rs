@@ -259,7 +259,7 @@ impl DatapathError {
     pub fn is_want_of_room(&self) -> bool {
         match self {
             Self::Full { .. } | Self::Index { .. } => true,
-            Self::Foreign { .. } | Self::Map { .. } => false,
+            Self::Foreign { .. } | Self::UnknownClients { .. } | Self::Map { .. } => false,
         }
     }
 }
