@@ -13,6 +13,7 @@ pub mod drop_reason;
 pub mod hash;
 pub mod interface;
 pub mod net;
+pub mod origin;
 #[cfg(feature = "user")]
 mod pod;
 pub mod prefix;

@@ -1,6 +1,7 @@
 //! `aya::Pod` for the map types: user space may copy them to and from the kernel byte for byte.
 //!
-//! The enums among their fields hold only what this code wrote: a daemon reads no maps but those that it has created itself.
+//! The enums among their fields hold only what this code wrote: a daemon reads maps that it has created itself, and those of
+//! an earlier one of the same [`crate::ABI_VERSION`] once their numbers have been looked at as numbers.
 
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
 
@@ -10,6 +11,7 @@ use crate::counters::Counters;
 use crate::hash::Secret;
 use crate::interface::InterfaceEntry;
 use crate::net::Address;
+use crate::origin::TableOrigin;
 use crate::prefix::PrefixLine;
 use crate::real::{ClientHop, CountChunk, LoadChunk, RealServerEntry};
 use crate::service::{IndexBucket, Lookups, RingChunk, ServiceKey, VirtualServerEntry};
@@ -46,6 +48,8 @@ unsafe impl aya::Pod for Secret {}
 unsafe impl aya::Pod for ServiceKey {}
 // SAFETY: as above.
 unsafe impl aya::Pod for TableCounters {}
+// SAFETY: as above.
+unsafe impl aya::Pod for TableOrigin {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Timeouts {}
 // SAFETY: as above.

@@ -19,6 +19,20 @@ pub enum NextHopState {
     Local = 4,
 }
 
+impl NextHopState {
+    /// The state with this number; `None` for those that are none.
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Unresolved),
+            1 => Some(Self::Resolved),
+            2 => Some(Self::Unusable),
+            3 => Some(Self::Unlisted),
+            4 => Some(Self::Local),
+            _ => None,
+        }
+    }
+}
+
 /// The way to a real server's first hop, resolved by user space from netlink.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -113,6 +113,16 @@ pub enum ForwardingMethod {
 }
 
 impl ForwardingMethod {
+    /// The method with this number; `None` for those that are none.
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Nat),
+            1 => Some(Self::Dr),
+            2 => Some(Self::Tun),
+            _ => None,
+        }
+    }
+
     /// The word of the configuration file: `nat`, `dr` or `tun`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -131,6 +141,17 @@ pub enum Refusal {
     Reject = 0,
     /// Silence.
     Drop = 1,
+}
+
+impl Refusal {
+    /// The refusal with this number; `None` for those that are none.
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Reject),
+            1 => Some(Self::Drop),
+            _ => None,
+        }
+    }
 }
 
 /// A run of elements in `scheduler_rings`, or of lines in `prefixes`, read as one word so that it is never half old and half new.

@@ -14,6 +14,7 @@ use lb_common::drop_reason::DropReason;
 use lb_common::hash::Secret;
 use lb_common::interface::InterfaceEntry;
 use lb_common::net::Address;
+use lb_common::origin::TableOrigin;
 use lb_common::prefix::PrefixLine;
 use lb_common::real::{ClientHop, CountChunk, LoadChunk, RealServerEntry};
 use lb_common::service::{IndexBucket, Lookups, RingChunk, ServiceKey, VirtualServerEntry};
@@ -126,6 +127,10 @@ pub static ROUTE: PerCpuArray<Egress, 1> = PerCpuArray::new();
 /// Idle times after which a connection is void, in element 0: [`TIMEOUTS`] once more, for user space.
 #[btf_map(name = "timeouts")]
 pub static TIMEOUTS_IN_FORCE: Array<Timeouts, 1> = Array::new();
+
+/// What the maps were made for, in element 0: for a daemon that takes over. No packet reads it.
+#[btf_map(name = "table_origin")]
+pub static TABLE_ORIGIN: Array<TableOrigin, 1> = Array::new();
 
 /// The interfaces that `balance` is attached to.
 #[btf_map(name = "interfaces")]

@@ -2,66 +2,70 @@
 //!
 //! Everything that it changes on the host hangs on [`Instance`], whose drop puts it back whatever way this module is left.
 
+use std::convert::Infallible;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lb_common::connection::{State, Timeouts};
-use lb_common::hash::Secret;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::config::{self, Config};
 use crate::control::protocol::{Request, Response};
 use crate::control::server::{self, Call};
-use crate::datapath::xdp::attach::{self, AttachedMode, Attachment};
-use crate::datapath::xdp::capacity::Capacity;
-use crate::datapath::xdp::object::{self, LoadOptions};
-use crate::datapath::xdp::table::scanner::Constants;
+use crate::datapath::DatapathError;
+use crate::datapath::xdp::attach::Attachment;
 use crate::datapath::xdp::table::task::Scan;
 use crate::datapath::xdp::tables::Way;
-use crate::datapath::xdp::{XdpDatapath, packet_log, pins};
-use crate::datapath::{DatapathError, ticks};
+use crate::datapath::xdp::{XdpDatapath, origin};
 use crate::error::chain;
-use crate::host::journal::HostChange;
-use crate::host::link::{self, Link};
-use crate::host::preflight::{Facts, Problem};
-use crate::host::{firewall, jiffies_per_second};
+use crate::host::preflight::Problem;
+use crate::host::service_manager;
 use crate::instance::{Instance, InstanceError};
 use crate::model::VirtualServer;
 use crate::nexthop::{self, Found, Resolution, Resolver};
 use crate::reconcile::desired::Desired;
-use crate::reconcile::reconcile;
 use crate::status;
 
+mod attaching;
 mod devices;
 mod operator;
+mod predecessor;
+mod prepared;
+mod restart;
 mod signals;
 mod start_error;
+mod successor;
+mod tables;
 mod ways;
 
+pub use predecessor::{HandoverError, Predecessor};
+use prepared::Prepared;
 use signals::{Event, Signals};
 pub use start_error::StartError;
+use successor::{CommandLine, Successor};
+use tables::Made;
 
 /// How long a start waits for the next hops' Ethernet addresses; packets before that take the kernel's routing table.
 const NEXT_HOPS_WAIT: Duration = Duration::from_secs(1);
 /// How often the installed state is compared with the desired one.
 const RECONCILE_PERIOD: Duration = Duration::from_secs(10);
+/// How long answers that are under way may take when the daemon ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Serves `config`, which was read from `file`, until SIGTERM or SIGINT. SIGHUP and `evenkeel reload` read the file again.
+/// Takes the place of `predecessor`, where there is one.
 ///
 /// # Errors
 ///
 /// [`StartError`] when it could not start; the host is as before then.
-pub async fn run(file: PathBuf, config: Config) -> Result<(), StartError> {
+pub async fn run(file: PathBuf, config: Config, predecessor: Option<&Predecessor>) -> Result<(), StartError> {
     let mut signals = Signals::new()?;
     let started = tokio::select! {
-        started = Daemon::start(file, config) => started?,
-        name = signals.stop() => {
-            info!(signal = name, "stopped before the start was complete");
-            return Ok(());
-        }
+        started = Daemon::start(file, config, predecessor) => started?,
+        name = signals.stop() => return Err(StartError::Stopped(name)),
     };
     started.serve(signals).await;
     Ok(())
@@ -72,16 +76,26 @@ struct Daemon {
     /// Where the configuration is read from again.
     file: PathBuf,
     config: Config,
-    /// What the program was loaded for.
-    capacity: Capacity,
+    /// The tables, and what the program was loaded for.
+    made: Made,
     desired: Desired,
     resolver: Arc<Resolver>,
     resolution: Resolution,
     resolutions: mpsc::Receiver<Resolution>,
     calls: mpsc::Receiver<Call>,
+    /// For the tasks that ask and tell.
+    senders: (mpsc::Sender<Call>, mpsc::Sender<Resolution>),
+    /// Ends when the last conversation on the control socket has.
+    conversations: (mpsc::Sender<Infallible>, mpsc::Receiver<Infallible>),
+    listener: UnixListener,
     tasks: Vec<JoinHandle<()>>,
+    packet_log: Option<JoinHandle<()>>,
+    command_line: CommandLine,
+    /// Who prepares to take this daemon's place.
+    successor: Option<Successor>,
     attachments: Vec<Attachment>,
-    scan: Scan,
+    /// None while another process may be about to take this daemon's place.
+    scan: Option<Scan>,
     datapath: XdpDatapath,
     instance: Instance,
     since: Instant,
@@ -90,67 +104,25 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Checks, loads and resolves first; what an earlier daemon has left forwards until all of that is done.
-    async fn start(file: PathBuf, config: Config) -> Result<Self, StartError> {
-        let handle = link::connect().map_err(StartError::Netlink)?;
-        let facts = Facts::gather(&config, link::links(&handle).await?, link::addresses(&handle).await?);
-        refuse(facts.problems(&config))?;
-        let mut instance = Instance::acquire(&config)?;
-        for line in facts.warnings(&config) {
-            warn!("{line}");
-        }
-        warn_of_the_firewall(&config);
-        let host = facts.links;
-        let links = interfaces(&config, &instance, &host)?;
+    /// Checks, loads and resolves first; what an earlier daemon has left, or still does, goes on until all of that is done.
+    async fn start(file: PathBuf, config: Config, predecessor: Option<&Predecessor>) -> Result<Self, StartError> {
+        let prepared = Prepared::new(file, config, predecessor).await?;
+        let inheritance = match predecessor {
+            Some(running) => Some((running, running.take_place().await?)),
+            None => None,
+        };
+        // Nothing waits from here on: a signal does not end what follows half-way.
+        prepared.serve(inheritance)
+    }
 
-        let desired = Desired::new(config.virtual_servers.clone(), jiffies_per_second());
-        let capacity = Capacity::of(&desired.largest_table());
-        let secret = object::random_secret().map_err(StartError::Random)?;
-        let mut datapath = load(&config, capacity, secret)?;
-        let resolver = Arc::new(Resolver::new(handle, instance.journal(), targets(&config)));
-        let resolution = first_resolution(&resolver).await?;
-        refuse(ways::problems(&config, &resolution))?;
-        for warning in ways::warnings(&config, &resolution) {
-            warn!("{warning}");
-        }
-        set_ways(&mut datapath, &resolution, &config.xdp)?;
-        datapath.set_own_addresses(&resolution.addresses)?;
-        for link in &links {
-            devices::register(&mut datapath, &host, link)?;
-        }
-        reconcile(&mut datapath, &desired.table(Instant::now()))?;
-        let mut tasks = Vec::new();
-        if config.xdp.packet_log {
-            tasks.push(packet_log::spawn(datapath.ebpf())?);
-        }
-        let (timeouts, jiffies_per_second) = (timeouts(&config.timeouts), jiffies_per_second());
-        let scan = Scan::start(&datapath, Constants { timeouts, secret, jiffies_per_second })?;
-
-        let attachments = attach_program(&config, &mut instance, &mut datapath, (&host, &links))?;
-        let listener = server::bind(&instance.socket()).map_err(StartError::socket(&instance.socket()))?;
-
-        let (resolutions_sender, resolutions) = mpsc::channel(4);
-        let (calls_sender, calls) = mpsc::channel(16);
-        tasks.push(tokio::spawn(server::serve(listener, calls_sender)));
-        tasks.push(tokio::spawn(nexthop::watch(resolver.clone(), resolutions_sender)));
-        let since = Instant::now();
-        Ok(Self {
-            file,
-            config,
-            capacity,
-            desired,
-            resolver,
-            resolution,
-            resolutions,
-            calls,
-            tasks,
-            attachments,
-            scan,
-            datapath,
-            instance,
-            since,
-            failure: None,
-        })
+    /// Begins to answer on the socket, and to follow next hops.
+    fn start_tasks(&mut self) -> Result<(), StartError> {
+        let listener = self.listener.try_clone().and_then(tokio::net::UnixListener::from_std);
+        let listener = listener.map_err(StartError::socket(&self.instance.socket()))?;
+        let (calls, resolutions) = self.senders.clone();
+        self.tasks.push(tokio::spawn(server::serve(listener, calls, self.conversations.0.clone())));
+        self.tasks.push(tokio::spawn(nexthop::watch(self.resolver.clone(), resolutions)));
+        Ok(())
     }
 
     async fn serve(mut self, mut signals: Signals) {
@@ -160,47 +132,41 @@ impl Daemon {
             socket = %self.instance.socket().display(),
             "ready"
         );
+        service_manager::ready();
         let mut period = tokio::time::interval(RECONCILE_PERIOD);
         let mut due = None;
-        loop {
+        let end = loop {
             // One that was found earlier stays: a rising weight's moves on with the time at which it is asked for.
             due = self.desired.deadline(Instant::now()).into_iter().chain(due).min();
             tokio::select! {
                 event = signals.next() => match event {
                     Event::Stop(name) => {
                         info!(signal = name, "stopping");
-                        break;
+                        break End::Withdraw;
                     }
-                    Event::Reload => match self.reload().await {
-                        Ok(changes) => info!(changes, "configuration reloaded"),
-                        Err(error) => error!(error = chain(&error), "configuration not reloaded; the old one still holds"),
-                    },
+                    Event::Reload => drop(self.answer(Request::Reload).await),
                 },
                 // Were one of the two tasks to end, packets would still be served; so is the rest.
                 Some(resolution) = self.resolutions.recv() => self.resolved(resolution),
                 Some((request, answer)) = self.calls.recv() => {
-                    let response = self.answer(request).await;
-                    // The caller may have hung up; then nobody wants the answer.
-                    drop(answer.send(response));
+                    if let Some(end) = self.called(request, answer).await {
+                        break end;
+                    }
+                }
+                (successor, word) = next_word(&mut self.successor) => {
+                    let pid = successor.pid();
+                    if self.hear(successor, word).await {
+                        break End::Succeeded(pid);
+                    }
                 }
                 () = sleep_until(due) => {
                     due = None;
                     self.expire();
                 }
-                _ = period.tick() => {
-                    let failure = self.reconcile().err().map(|error| chain(&error));
-                    if let Some(error) = failure.as_ref().filter(|_| failure != self.failure) {
-                        error!(error, "the data path is not as configured");
-                    }
-                    self.failure = failure;
-                    self.release_idle();
-                    self.revive_scan();
-                }
+                _ = period.tick() => self.look_after(),
             }
-        }
-        for task in &self.tasks {
-            task.abort();
-        }
+        };
+        self.end(end, &mut signals).await;
     }
 
     /// Takes new ways to real servers, and what became of our own interfaces, into the data path.
@@ -249,15 +215,45 @@ impl Daemon {
         }
     }
 
+    /// What is done now and then.
+    fn look_after(&mut self) {
+        let failure = self.reconcile().err().map(|error| chain(&error));
+        if let Some(error) = failure.as_ref().filter(|_| failure != self.failure) {
+            error!(error, "the data path is not as configured");
+        }
+        self.failure = failure;
+        self.release_idle();
+        self.revive_scan();
+    }
+
     /// Has the connection table scanned again, should the scan have died.
     fn revive_scan(&mut self) {
-        match self.scan.revive() {
-            Ok(false) => {}
-            Ok(true) => info!("the connection table is scanned again"),
+        match self.scan.as_mut().map(Scan::revive).transpose() {
+            Ok(None | Some(false)) => {}
+            Ok(Some(true)) => info!("the connection table is scanned again"),
             Err(error) => {
                 error!(error = chain(&error), "the connection table is not scanned, idle connections stay counted")
             }
         }
+    }
+
+    /// Does what an operator asks; how to end, where that is it.
+    async fn called(&mut self, request: Request, answer: oneshot::Sender<Response>) -> Option<End> {
+        let response = match request {
+            Request::Restart => {
+                self.restart(answer);
+                return None;
+            }
+            Request::Stop { keep } => {
+                info!(keep, "stopping as an operator has asked");
+                // The caller may have hung up; then nobody wants the answer.
+                drop(answer.send(Response::Stopping { pid: std::process::id() }));
+                return Some(if keep { End::Leave } else { End::Withdraw });
+            }
+            request => self.answer(request).await,
+        };
+        drop(answer.send(response));
+        None
     }
 
     async fn answer(&mut self, request: Request) -> Response {
@@ -268,11 +264,13 @@ impl Daemon {
                     pins: self.instance.pins().directory(),
                     attachments: &self.attachments,
                     datapath: &self.datapath,
-                    scan: self.scan.report(),
+                    scan: self.scan.as_ref().map(Scan::report).unwrap_or_default(),
                     resolution: &self.resolution,
                     desired: &self.desired,
                     now: Instant::now(),
                     uptime: self.since.elapsed(),
+                    is_adopted: self.made.are_adopted,
+                    tables_age: origin::since_boot().saturating_sub(self.made.made_at),
                 };
                 match status.collect() {
                     Ok(status) => Response::Status(Box::new(status)),
@@ -291,7 +289,31 @@ impl Daemon {
                     Response::Error(chain(&error))
                 }
             },
+            Request::Restart | Request::Stop { .. } => Response::Error("the daemon is ending".to_owned()),
         }
+    }
+}
+
+/// How a daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The host is as it was before.
+    Withdraw,
+    /// Everything stays, for another daemon to go on with.
+    Leave,
+    /// The process with this id has taken its place.
+    Succeeded(u32),
+}
+
+/// Waits for what `successor` says next, for ever without one.
+async fn next_word(successor: &mut Option<Successor>) -> (Successor, successor::Word) {
+    let word = match successor {
+        Some(successor) => successor.next().await,
+        None => std::future::pending().await,
+    };
+    match successor.take() {
+        Some(successor) => (successor, word),
+        None => std::future::pending().await,
     }
 }
 
@@ -315,100 +337,6 @@ fn refuse(problems: Vec<Problem>) -> Result<(), StartError> {
     if problems.is_empty() { Ok(()) } else { Err(StartError::Unfit(problems)) }
 }
 
-/// In a thread of its own: a large ruleset takes its tools a while, and the start waits for none of it.
-fn warn_of_the_firewall(config: &Config) {
-    let config = config.clone();
-    drop(std::thread::spawn(move || firewall::warnings(&config).iter().for_each(|line| warn!("{line}"))));
-}
-
-/// The configured interfaces, in the order of the file; refused where somebody else's XDP program is on one.
-fn interfaces(config: &Config, instance: &Instance, host: &[Link]) -> Result<Vec<Link>, StartError> {
-    let ours = instance.pins().programs();
-    let wanted = config.xdp.interfaces.iter().filter_map(|name| host.iter().find(|link| link.name == *name));
-    let wanted: Vec<Link> = wanted.cloned().collect();
-    for link in &wanted {
-        attach::check_free(link, &ours)?;
-    }
-    Ok(wanted)
-}
-
-/// Takes the place of an earlier daemon, if there was one, and attaches the program; what comes before can still be undone.
-fn attach_program(
-    config: &Config,
-    instance: &mut Instance,
-    datapath: &mut XdpDatapath,
-    (host, links): (&[Link], &[Link]),
-) -> Result<Vec<Attachment>, StartError> {
-    let mode = attach::mode_for(host, links, config.xdp.mode);
-    let in_place = attach::can_replace(links, mode, instance.pins());
-    take_over(config, instance, if in_place { links } else { &[] })?;
-    for link in links {
-        devices::settle(instance, host, link, AttachedMode::Native)?;
-    }
-    instance.pins().pin_maps(datapath.ebpf())?;
-    let attachments = if in_place {
-        attach::replace_all(datapath.ebpf(), links, instance.pins())?
-    } else {
-        attach::attach_all(datapath.ebpf(), links, mode, instance.pins())?
-    };
-    for (attachment, link) in attachments.iter().zip(links) {
-        devices::settle(instance, host, link, attachment.mode)?;
-        instance.restore_offloads(&link.name, &devices::unwanted(host, link, attachment.mode));
-        info!(interface = link.name, mode = attachment.mode.name(), "XDP program attached");
-    }
-    Ok(attachments)
-}
-
-/// Takes the place of an earlier daemon of the instance that has died; its program stays on the interfaces in `keep`.
-fn take_over(config: &Config, instance: &mut Instance, keep: &[Link]) -> Result<(), StartError> {
-    let keep: Vec<u32> = keep.iter().map(|link| link.index).collect();
-    let undone = instance.take_over(&keep, |change| match change {
-        HostChange::NeighbourManaged { .. } => true,
-        HostChange::OffloadDisabled { interface, feature: _ } => {
-            // Which of them the mode needs off is seen once the program is attached.
-            config.xdp.interfaces.contains(interface)
-        }
-    })?;
-    for line in undone.done {
-        warn!("left by an earlier run: {line}");
-    }
-    for line in undone.failed {
-        warn!("left by an earlier run, not undone: {line}");
-    }
-    Ok(())
-}
-
-fn load(config: &Config, capacity: Capacity, secret: Secret) -> Result<XdpDatapath, StartError> {
-    let Capacity { real_servers_max, ring_chunks, prefix_lines, nat, wide_tuples } = capacity;
-    let options = LoadOptions {
-        connections_max: config.xdp.connections_max,
-        real_servers_max,
-        ring_chunks,
-        prefix_lines,
-        nat,
-        wide_tuples,
-        reject_rate: config.xdp.reject_rate,
-        packet_log: config.xdp.packet_log,
-        timeouts: timeouts(&config.timeouts),
-        secret,
-    };
-    Ok(XdpDatapath::new(object::load(attach::PROGRAM, &pins::MAPS, &options)?)?)
-}
-
-/// The timeouts of the packet path; those that IPVS has no setting for are its own.
-fn timeouts(configured: &config::Timeouts) -> Timeouts {
-    let config::Timeouts { tcp, tcp_fin, udp } = *configured;
-    let hz = jiffies_per_second();
-    let defaults = Timeouts::ipvs_defaults(hz);
-    Timeouts::new(
-        defaults.of(State::OPENING),
-        ticks(tcp, hz),
-        ticks(tcp_fin, hz),
-        defaults.of(State::CLOSED),
-        ticks(udp, hz),
-    )
-}
-
 /// Resolves until every next hop is known, but no longer than a start may wait.
 async fn first_resolution(resolver: &Resolver) -> Result<Resolution, StartError> {
     let deadline = Instant::now() + NEXT_HOPS_WAIT;
@@ -428,7 +356,7 @@ async fn first_resolution(resolver: &Resolver) -> Result<Resolution, StartError>
 fn set_ways(datapath: &mut XdpDatapath, resolution: &Resolution, xdp: &config::Xdp) -> Result<(), DatapathError> {
     for (address, found) in &resolution.found {
         let way = Way { tunnel_source: xdp.tunnel_sources.to(*address), ..found.way(&xdp.interfaces) };
-        if datapath.way(*address) != way {
+        if datapath.known_way(*address) != Some(way) {
             datapath.set_way(*address, way)?;
         }
     }

@@ -1,20 +1,19 @@
 //! One daemon's belongings on the host: locks, socket, journal and pins, and their removal.
 //!
 //! Dropping an [`Instance`] puts the host back as it was, whether the daemon stops, fails to start or panics. What a killed
-//! daemon left goes on working until [`Instance::take_over`]; a start that fails before then leaves it as it is.
+//! daemon left goes on working until [`Instance::take_over`]; a start that fails before then leaves it as it is. So does one
+//! that a running daemon has handed its instance to, until [`Instance::settle`]: the other goes on with it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::datapath::xdp::pins::{Pins, PinsError};
+use crate::datapath::xdp::pins::{Keep, Pins, PinsError};
 use crate::error::chain;
 use crate::host::journal::{HostChange, Journal};
 use crate::host::{offload, undo};
@@ -38,6 +37,11 @@ pub enum InstanceError {
          stop it first, or give this one another global.instance or xdp.pin_directory", .0.display()
     )]
     PinsInUse(PathBuf),
+    /// What a running daemon lends is not what the configuration names.
+    #[error(
+        "{} is not the running daemon's; another instance, runtime or pin directory needs a stop and a start", .0.display()
+    )]
+    Another(PathBuf),
     /// A file of its own could not be used.
     #[error("cannot use {}", path.display())]
     Io {
@@ -123,8 +127,18 @@ pub struct Instance {
     /// What an unreadable journal held, as far as it can be said.
     lost: Vec<String>,
     is_disposed: bool,
-    _lock: Flock<File>,
-    _pins_lock: Flock<File>,
+    /// Whether it is still another daemon's, that goes on with it should we not.
+    is_lent: bool,
+    locks: Locks,
+}
+
+/// An instance's locks: of its runtime directory and of its pins. They hold as long as any process has these files open.
+#[derive(Debug)]
+pub struct Locks {
+    /// The lock file.
+    pub runtime: File,
+    /// The pin folder.
+    pub pins: File,
 }
 
 impl Instance {
@@ -138,7 +152,7 @@ impl Instance {
         let pins = Pins::new(&config.xdp.pin_directory, &config.global.instance);
         pins.check()?;
         paths.make_directory().map_err(io_error(&paths.directory))?;
-        let lock = lock(&paths)?;
+        let runtime = lock(&paths)?;
         let (pins_lock, journal, lost) = match prepare(&paths, &pins) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -149,7 +163,69 @@ impl Instance {
         let left = pins.exist() || paths.socket().exists() || !journal.changes().is_empty();
         let inherited = left.then(|| journal.changes().to_vec());
         let journal = Arc::new(Mutex::new(journal));
-        Ok(Self { paths, pins, journal, inherited, lost, is_disposed: false, _lock: lock, _pins_lock: pins_lock })
+        let locks = Locks { runtime, pins: pins_lock };
+        Ok(Self { paths, pins, journal, inherited, lost, is_disposed: false, is_lent: false, locks })
+    }
+
+    /// The instance that `config` names, which a running daemon lends with its `locks`. Nothing is read or changed.
+    ///
+    /// # Errors
+    ///
+    /// [`InstanceError::Another`] where the locks are another instance's, or other folders'.
+    pub fn borrow(config: &Config, locks: Locks) -> Result<Self, InstanceError> {
+        let paths = Paths::new(&config.global.runtime_directory, &config.global.instance);
+        let pins = Pins::new(&config.xdp.pin_directory, &config.global.instance);
+        for (path, lock) in [(&paths.lock(), &locks.runtime), (&pins.directory().to_owned(), &locks.pins)] {
+            if !is_named(path, lock)? {
+                return Err(InstanceError::Another(path.clone()));
+            }
+        }
+        let journal = Arc::new(Mutex::new(Journal::nowhere().map_err(io_error(&paths.journal()))?));
+        let inherited = Some(Vec::new());
+        Ok(Self { paths, pins, journal, inherited, lost: Vec::new(), is_disposed: false, is_lent: true, locks })
+    }
+
+    /// The daemon that has lent the instance changes nothing any more, and has written down all that it had changed.
+    ///
+    /// # Errors
+    ///
+    /// When the journal cannot be read.
+    pub fn read_journal(&mut self) -> Result<(), InstanceError> {
+        let path = self.paths.journal();
+        let journal = Journal::open(&path).map_err(io_error(&path))?;
+        if self.is_lent {
+            self.inherited = Some(journal.changes().to_vec());
+        }
+        *self.journal_now() = journal;
+        Ok(())
+    }
+
+    /// Copies of the locks, to be lent.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many open files.
+    pub fn locks(&self) -> io::Result<Locks> {
+        Ok(Locks { runtime: self.locks.runtime.try_clone()?, pins: self.locks.pins.try_clone()? })
+    }
+
+    /// What was lent is ours now: the lock file names this process.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be written.
+    pub fn settle(&mut self) -> Result<(), InstanceError> {
+        sign(&self.locks.runtime).map_err(io_error(&self.paths.lock()))?;
+        self.inherited = None;
+        self.is_lent = false;
+        Ok(())
+    }
+
+    /// Leaves everything as it is, to a daemon that it was lent to or to one that is to come.
+    pub fn leave(mut self) {
+        self.is_lent = true;
+        let changes = self.journal_now().changes().to_vec();
+        self.inherited = Some(changes);
     }
 
     /// Where the control socket belongs.
@@ -167,20 +243,25 @@ impl Instance {
         Arc::clone(&self.journal)
     }
 
-    /// Makes what an earlier daemon has left ours: its maps' pins, its socket, and its program go now, but for the program on
-    /// the interfaces in `keep`; its changes on the host go with ours, but for those that `still_wanted` denies, which are
-    /// undone now.
+    /// Makes what an earlier daemon has left ours: its pins go now, but for those in `keep`, and its socket, unless it is lent;
+    /// its changes on the host go with ours, but for those that `still_wanted` denies, which are undone now.
     ///
     /// # Errors
     ///
     /// When a pin or the socket cannot be removed.
     pub fn take_over(
         &mut self,
-        keep: &[u32],
+        keep: &Keep,
         still_wanted: impl Fn(&HostChange) -> bool,
     ) -> Result<Undone, InstanceError> {
-        let Some(inherited) = self.inherited.take() else { return Ok(Undone::default()) };
-        let mut undone = self.remove_files(keep)?;
+        let Some(inherited) = self.inherited.clone() else { return Ok(Undone::default()) };
+        let mut undone = if self.is_lent {
+            self.pins.clear(keep)?;
+            Undone::default()
+        } else {
+            self.inherited = None;
+            self.remove_files(keep)?
+        };
         let stale: Vec<HostChange> = inherited.into_iter().filter(|change| !still_wanted(change)).collect();
         undo::changes(&mut self.journal_now(), &stale, &mut undone);
         Ok(undone)
@@ -227,7 +308,7 @@ impl Instance {
     pub fn dispose(&mut self) -> Result<Undone, InstanceError> {
         self.inherited = None;
         self.is_disposed = true;
-        let mut undone = self.remove_files(&[])?;
+        let mut undone = self.remove_files(&Keep::default())?;
         undone.failed.append(&mut self.lost);
         let mut journal = self.journal_now();
         let changes = journal.changes().to_vec();
@@ -253,13 +334,14 @@ impl Instance {
         undone
     }
 
-    fn remove_files(&self, keep: &[u32]) -> Result<Undone, InstanceError> {
+    fn remove_files(&self, keep: &Keep) -> Result<Undone, InstanceError> {
         let mut undone = Undone::default();
         if self.pins.exist() {
             self.pins.clear(keep)?;
             let program =
-                if keep.is_empty() { "XDP program detached" } else { "XDP program to be replaced in its place" };
-            undone.done.push(format!("{program}, pins in {} removed", self.pins.directory().display()));
+                if keep.links.is_empty() { "XDP program detached" } else { "XDP program to be replaced in its place" };
+            let maps = if keep.maps { "kept" } else { "removed" };
+            undone.done.push(format!("{program}, pins in {} {maps}", self.pins.directory().display()));
         }
         let socket = self.paths.socket();
         match fs::remove_file(&socket) {
@@ -290,6 +372,9 @@ impl Drop for Instance {
             }
             Err(error) => warn!(error = chain(&error), "could not clean up; run `evenkeel cleanup`"),
         }
+        if self.is_lent {
+            return;
+        }
         if !self.pins.exist()
             && let Err(error) = self.pins.remove_folder()
         {
@@ -301,7 +386,7 @@ impl Drop for Instance {
 }
 
 /// What comes after the lock and can fail: the lock on the pins, and the journal with a word on what it has lost.
-fn prepare(paths: &Paths, pins: &Pins) -> Result<(Flock<File>, Journal, Vec<String>), InstanceError> {
+fn prepare(paths: &Paths, pins: &Pins) -> Result<(File, Journal, Vec<String>), InstanceError> {
     let path = paths.journal();
     let (journal, lost) = match Journal::open(&path) {
         Ok(journal) => (journal, Vec::new()),
@@ -324,17 +409,23 @@ fn prepare(paths: &Paths, pins: &Pins) -> Result<(Flock<File>, Journal, Vec<Stri
 }
 
 /// Takes the lock file, and writes our process id into it.
-fn lock(paths: &Paths) -> Result<Flock<File>, InstanceError> {
+fn lock(paths: &Paths) -> Result<File, InstanceError> {
     let path = paths.lock();
     let failed = io_error(&path);
     let open = || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(&failed);
-    let Some(mut lock) = try_lock(&path, open)? else {
+    let Some(lock) = try_lock(&path, open)? else {
         let pid = fs::read_to_string(&path).map_err(&failed)?.trim().to_owned();
         return Err(InstanceError::Running { instance: paths.instance.clone(), pid });
     };
-    lock.set_len(0).map_err(&failed)?;
-    writeln!(lock, "{}", std::process::id()).map_err(&failed)?;
+    sign(&lock).map_err(&failed)?;
     Ok(lock)
+}
+
+/// Writes our process id into the lock file.
+fn sign(lock: &File) -> io::Result<()> {
+    lock.set_len(0)?;
+    // At its start, wherever the last one who wrote has left off.
+    lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
 }
 
 /// Locks what `open` opens at `path`; `None` where somebody else has the lock. A file that its last owner removed after we
@@ -342,18 +433,24 @@ fn lock(paths: &Paths) -> Result<Flock<File>, InstanceError> {
 fn try_lock<E: Into<InstanceError>>(
     path: &Path,
     open: impl Fn() -> Result<File, E>,
-) -> Result<Option<Flock<File>>, InstanceError> {
+) -> Result<Option<File>, InstanceError> {
     loop {
-        let lock = match Flock::lock(open().map_err(Into::into)?, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-            Err((_, errno)) => return Err(io_error(path)(errno.into())),
-        };
-        let ours = lock.metadata().map_err(io_error(path))?.ino();
-        if fs::metadata(path).is_ok_and(|named| named.ino() == ours) {
+        let lock = open().map_err(Into::into)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(io_error(path)(error)),
+        }
+        if is_named(path, &lock)? {
             return Ok(Some(lock));
         }
     }
+}
+
+/// Whether `file` is what has the name `path` now.
+fn is_named(path: &Path, file: &File) -> Result<bool, InstanceError> {
+    let ours = file.metadata().map_err(io_error(path))?;
+    Ok(fs::metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())))
 }
 
 /// Removes the lock file, and the runtime directory where that was ours alone.

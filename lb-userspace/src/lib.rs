@@ -13,6 +13,7 @@ pub mod config;
 pub mod model;
 
 pub mod daemon;
+pub mod handover;
 pub mod instance;
 pub mod status;
 

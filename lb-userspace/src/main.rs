@@ -11,6 +11,7 @@ use lb_common::net::Protocol;
 use lb_userspace::cli;
 use lb_userspace::cli::operator::RealServerName;
 use lb_userspace::cli::status::Topic;
+use lb_userspace::cli::stop::Legacy;
 use lb_userspace::config::XdpMode;
 
 /// Load balancer for TCP and UDP: XDP forwards by NAT, direct routing or tunnelling, from one TOML file.
@@ -67,7 +68,7 @@ enum Command {
     },
     /// Take a real server out of the schedule: it gets no new connections, and those it has go on
     ///
-    /// A reload keeps that, a restart does not: there, write weight = 0 in the configuration.
+    /// A reload and `evenkeel restart` keep that; a stop and start does not: there, write weight = 0 in the configuration.
     Drain {
         /// Its address: "ip" for any port, or "ip:port" with IPv6 in brackets
         #[arg(value_name = "SERVER")]
@@ -91,6 +92,25 @@ enum Command {
     Reload {
         #[command(flatten)]
         target: TargetArguments,
+    },
+    /// Start the executable that is on disk now, with the same arguments, in the place of the running daemon: connections and
+    /// counters go on. Where the new one cannot, the old one goes on as if nothing had happened
+    ///
+    /// Tables that do not fit the new one are made anew; what did not fit, and how many connections are lost, is said then.
+    Restart {
+        #[command(flatten)]
+        target: TargetArguments,
+    },
+    /// Stop a daemon as SIGTERM does, and wait until it has ended
+    Stop {
+        #[command(flatten)]
+        target: TargetArguments,
+        /// Leave everything as it is: the program forwards on, and the next daemon goes on with its connections
+        #[arg(long, conflicts_with = "unit")]
+        keep: bool,
+        /// As with --keep if systemd is restarting this unit, else not; for ExecStop=, as "%n"
+        #[arg(long, value_name = "NAME")]
+        unit: Option<String>,
     },
     /// Remove what a daemon that was killed has left: its program, pins, socket, and changes to the host
     Cleanup {
@@ -195,6 +215,15 @@ fn main() -> ExitCode {
             cli::operator::undrain(&options.target.into(), real_server, options.virtual_server)
         }
         Command::Reload { target } => cli::operator::reload(&target.into()),
+        Command::Restart { target } => cli::stop::restart(&target.into()),
+        Command::Stop { target, keep, unit } => {
+            let legacy = match unit {
+                Some(unit) => Legacy::AsUnit(unit),
+                None if keep => Legacy::Keep,
+                None => Legacy::Withdraw,
+            };
+            cli::stop::stop(&target.into(), &legacy)
+        }
         Command::Cleanup { config } => cli::cleanup::cleanup(&config),
         Command::Decap { interface, vips, mode } => cli::decap::decap(&interface, &vips, mode.into()),
     };

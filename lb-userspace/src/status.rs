@@ -38,6 +38,10 @@ pub struct Sources<'a> {
     pub now: Instant,
     /// How long the daemon has been serving.
     pub uptime: Duration,
+    /// Whether an earlier daemon has made the tables.
+    pub is_adopted: bool,
+    /// How long ago the tables were made.
+    pub tables_age: Duration,
 }
 
 impl Sources<'_> {
@@ -55,6 +59,8 @@ impl Sources<'_> {
             instance: self.config.global.instance.clone(),
             pid: std::process::id(),
             uptime_seconds: self.uptime.as_secs(),
+            adopted: self.is_adopted,
+            tables_seconds: self.tables_age.as_secs(),
             backend: self.config.global.backend.name().to_owned(),
             pin_directory: self.pins.display().to_string(),
             interfaces: self.attachments.iter().map(interface).collect(),

@@ -9,6 +9,7 @@ pub mod instance;
 pub mod operator;
 pub mod run;
 pub mod status;
+pub mod stop;
 mod table;
 
 use std::io::{self, IsTerminal};

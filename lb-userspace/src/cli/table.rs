@@ -7,13 +7,18 @@ use crate::control::protocol::{ConnectionTable, Counters, NextHop, RealServer, S
 /// The state as a head line, a table in the manner of `ipvsadm -Ln`, and the drops that happened.
 pub fn status(status: &Status) -> String {
     let interfaces: Vec<String> = status.interfaces.iter().map(|i| format!("{} ({})", i.name, i.mode)).collect();
+    let adopted = match status.adopted {
+        true => format!(", tables adopted, counting for {}", span(status.tables_seconds)),
+        false => String::new(),
+    };
     let head = format!(
-        "instance {}, backend {} on {}, up {}, pid {}\n\n",
+        "instance {}, backend {} on {}, up {}, pid {}{}\n\n",
         status.instance,
         status.backend,
         interfaces.join(", "),
         span(status.uptime_seconds),
         status.pid,
+        adopted,
     );
     let drops: Vec<(&str, u64)> = status.drops.iter().map(|(reason, count)| (reason.as_str(), *count)).collect();
     format!(
@@ -252,6 +257,8 @@ mod tests {
             instance: "demo".to_owned(),
             pid: 42,
             uptime_seconds: 7,
+            adopted: true,
+            tables_seconds: 90,
             backend: "xdp".to_owned(),
             pin_directory: "/sys/fs/bpf/evenkeel/demo".to_owned(),
             interfaces: vec![Interface { name: "eth0".to_owned(), mode: "native".to_owned() }],

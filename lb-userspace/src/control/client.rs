@@ -45,6 +45,8 @@ fn why_not(error: &io::Error) -> String {
 
 /// A daemon that answers, answers within this; a reload waits for next hops.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A restart waits for another process, which has a minute to prepare and a minute to take over.
+const RESTART_PATIENCE: Duration = Duration::from_secs(130);
 
 /// Asks the daemon at `path`.
 ///
@@ -55,7 +57,8 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response, ClientError> {
     let not_running = |source| ClientError::NotRunning { path: path.to_owned(), source };
     let broken = |source| ClientError::Broken { path: path.to_owned(), source };
     let mut stream = UnixStream::connect(path).map_err(not_running)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
+    let patience = if *request == Request::Restart { RESTART_PATIENCE } else { PATIENCE };
+    stream.set_read_timeout(Some(patience)).map_err(broken)?;
     let mut line = serde_json::to_vec(request).map_err(|error| broken(io::Error::other(error)))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(broken)?;
@@ -63,6 +66,6 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response, ClientError> {
     BufReader::new(stream).read_line(&mut answer).map_err(broken)?;
     match serde_json::from_str(&answer).map_err(|error| broken(io::Error::other(error)))? {
         Response::Error(text) => Err(ClientError::Refused(text)),
-        response @ (Response::Status(_) | Response::Changed(_) | Response::Reloaded { .. }) => Ok(response),
+        response => Ok(response),
     }
 }

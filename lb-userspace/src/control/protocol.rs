@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::handover::Lost;
+
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
@@ -27,6 +29,13 @@ pub enum Request {
     },
     /// Reads the configuration again, and serves what it says.
     Reload,
+    /// Starts the executable that is on disk now in this daemon's place.
+    Restart,
+    /// Ends the daemon.
+    Stop {
+        /// Whether everything stays, forwarding, for another daemon to go on with.
+        keep: bool,
+    },
 }
 
 /// Which real servers are meant.
@@ -52,6 +61,18 @@ pub enum Response {
     Reloaded {
         /// Their number.
         changes: usize,
+    },
+    /// To [`Request::Restart`]: the other process serves.
+    Restarted {
+        /// Its id.
+        pid: u32,
+        /// What was lost with tables that did not fit; `None`: nothing.
+        lost: Option<Lost>,
+    },
+    /// To [`Request::Stop`]: it is about to end.
+    Stopping {
+        /// Its process id.
+        pid: u32,
     },
     /// The request could not be carried out or understood.
     Error(String),
@@ -79,6 +100,10 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since it began to serve.
     pub uptime_seconds: u64,
+    /// Whether it goes on with the tables of an earlier daemon, and their connections.
+    pub adopted: bool,
+    /// Seconds since the tables were made, by whatever daemon: counters count since then.
+    pub tables_seconds: u64,
     /// `xdp`.
     pub backend: String,
     /// Where the maps are pinned.
@@ -102,7 +127,8 @@ pub struct Interface {
     pub mode: String,
 }
 
-/// How full the connection table is, and what became of connections in it since the daemon started.
+/// How full the connection table is, and what became of connections in it since it was made; what expired and was repaired, since
+/// the daemon started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionTable {
     /// Connections now: the real servers' active and inactive ones.
@@ -207,7 +233,7 @@ pub enum NextHop {
     },
 }
 
-/// Packets and bytes since the daemon started; bytes are those of IP packets as the client sees them.
+/// Packets and bytes since the tables were made ([`Status::tables_seconds`]), or the server was added; bytes are those of IP packets as the client sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// New connections; for UDP, new flows.

@@ -1,8 +1,10 @@
 //! The daemon's end of the control socket.
 
+use std::convert::Infallible;
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net;
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,21 +29,23 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 ///
 /// When the folder does not allow it.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
+pub fn bind(path: &Path) -> io::Result<net::UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = net::UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
     std::fs::set_permissions(path, Permissions::from_mode(0o660))?;
     Ok(listener)
 }
 
-/// Passes requests on to `calls` and answers back, until the receiver is gone.
-pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
+/// Passes requests on to `calls` and answers back, until the receiver is gone. Each conversation holds `alive` as long as it
+/// lasts.
+pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, alive: mpsc::Sender<Infallible>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(converse(stream, calls.clone()))),
+            Ok((stream, _)) => drop(tokio::spawn(converse(stream, calls.clone(), alive.clone()))),
             Err(error) => {
                 // Out of file descriptors, most likely: wait for some to be closed.
                 debug!(%error, "control connection not accepted");
@@ -54,7 +58,7 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
     }
 }
 
-async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>) {
+async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>, _alive: mpsc::Sender<Infallible>) {
     if let Err(error) = answer(stream, calls).await {
         debug!(%error, "control connection broken");
     }

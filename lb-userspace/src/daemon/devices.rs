@@ -14,6 +14,12 @@ pub(super) fn register(datapath: &mut XdpDatapath, host: &[Link], link: &Link) -
     slaves.try_for_each(|slave| datapath.set_interface(slave.index, link.mac, Some(link.index)))
 }
 
+/// The indexes of `links` and of their slaves: of all that [`register`] tells of.
+pub(super) fn indexes(host: &[Link], links: &[Link]) -> Vec<u32> {
+    let slaves = links.iter().flat_map(|link| stack::slaves(host, link)).map(|slave| slave.index);
+    links.iter().map(|link| link.index).chain(slaves).collect()
+}
+
 /// Switches off what would hand merged frames, or frames without their VLAN tags, to the program on `link` in this mode,
 /// there and on all that it stands on.
 pub(super) fn settle(instance: &Instance, host: &[Link], link: &Link, mode: AttachedMode) -> Result<(), StartError> {

@@ -30,6 +30,9 @@ pub enum ReloadError {
     /// The host is not as the new configuration needs it, or next hops cannot be read.
     #[error(transparent)]
     Host(#[from] StartError),
+    /// Another process takes this daemon's place, with the configuration as it was.
+    #[error("a restart is under way")]
+    Restarting,
     /// The ways to real servers could not be written.
     #[error("nothing of the new configuration was installed, because next hops could not be written")]
     Ways(#[source] DatapathError),
@@ -127,6 +130,9 @@ impl Daemon {
     ///
     /// As [`ReloadError`] tells; nothing has changed then.
     pub(super) async fn reload(&mut self) -> Result<usize, ReloadError> {
+        if self.successor.is_some() {
+            return Err(ReloadError::Restarting);
+        }
         let config = config::load(&self.file)?;
         let now = Instant::now();
         let mut desired = self.desired.clone();
@@ -170,13 +176,13 @@ impl Daemon {
         let mut fixed = self.config.fixed_differences(config);
         let table = desired.largest_table();
         let needed = Capacity::of(&table);
-        if needed.nat && !self.capacity.nat {
+        if needed.nat && !self.made.capacity.nat {
             fixed.push("whether there are nat real servers");
         }
-        if needed.wide_tuples && !self.capacity.wide_tuples {
+        if needed.wide_tuples && !self.made.capacity.wide_tuples {
             fixed.push("whether there are virtual servers with an IPv6 address or all ports");
         }
-        if !self.capacity.has_room_for(&table) {
+        if !self.made.capacity.has_room_for(&table) {
             fixed.push("the size of the tables, which so many real servers and such schedulers exceed,");
         }
         if fixed.is_empty() { Ok(()) } else { Err(ReloadError::Restart(fixed)) }

@@ -1,5 +1,6 @@
 //! The signals that the daemon heeds, and those that must not kill it.
 
+use futures_util::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::warn;
 
@@ -51,6 +52,13 @@ impl Signals {
                 _ = user2.recv() => warn!("SIGUSR2 ignored: `evenkeel status` shows the counters"),
             }
         }
+    }
+
+    /// Whether a signal has come that asks to stop.
+    pub async fn is_told_to_stop(&mut self) -> bool {
+        // Signals are told of by the runtime, which must have its turn for that.
+        tokio::task::yield_now().await;
+        self.stop().now_or_never().is_some()
     }
 
     /// The name of the signal that asks to stop; a reload before the start is complete is one for nothing.

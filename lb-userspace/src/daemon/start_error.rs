@@ -4,8 +4,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::InstanceError;
+use super::{HandoverError, InstanceError};
 use crate::datapath::DatapathError;
+use crate::datapath::xdp::adoptable::ExamineError;
 use crate::datapath::xdp::attach::AttachError;
 use crate::datapath::xdp::object::LoadError;
 use crate::datapath::xdp::pins::PinsError;
@@ -30,6 +31,9 @@ pub enum StartError {
     /// The kernel's random numbers could not be read.
     #[error("cannot read random numbers for the connection table's secret")]
     Random(#[source] io::Error),
+    /// It could not be found out whether an earlier daemon's tables fit.
+    #[error(transparent)]
+    Examine(#[from] ExamineError),
     /// The XDP programs could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -97,6 +101,15 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// A signal has come before the start was complete.
+    #[error("stopped by {0} before the start was complete")]
+    Stopped(&'static str),
+    /// The running daemon's place could not be taken.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+    /// It cannot be told how this process was started.
+    #[error("cannot read the name of this executable")]
+    CommandLine(#[source] io::Error),
     /// Signals cannot be received.
     #[error("cannot listen for signals")]
     Signals(#[source] io::Error),

@@ -49,6 +49,15 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// A journal without a file, for who changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be told where this process is.
+    pub fn nowhere() -> io::Result<Self> {
+        Ok(Self { path: PathBuf::new(), here: Place::here()?, changes: Vec::new(), elsewhere: Vec::new() })
+    }
+
     /// The journal at `path`, empty where there is none or it was written before the last boot.
     ///
     /// # Errors

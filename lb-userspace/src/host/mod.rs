@@ -5,6 +5,7 @@ pub mod journal;
 pub mod link;
 pub mod offload;
 pub mod preflight;
+pub mod service_manager;
 pub mod stack;
 pub mod undo;
 

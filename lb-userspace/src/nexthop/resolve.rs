@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::TryStreamExt;
@@ -112,6 +114,8 @@ pub struct Resolver {
     targets: Mutex<Vec<IpAddr>>,
     /// Woken when the targets have changed.
     asked: Notify,
+    /// Whether to look only, and change nothing on the host.
+    hands_off: AtomicBool,
     /// Next hops of which it has been said that the kernel refuses to manage them.
     refused: Mutex<HashSet<(u32, IpAddr)>>,
 }
@@ -119,10 +123,15 @@ pub struct Resolver {
 impl Resolver {
     /// For `targets`; what is changed on the host is written to `journal` first.
     pub fn new(handle: Handle, journal: Arc<Mutex<Journal>>, targets: Vec<IpAddr>) -> Self {
-        let resolver =
-            Self { handle, journal, targets: Mutex::default(), asked: Notify::new(), refused: Mutex::default() };
+        let (hands_off, refused) = (AtomicBool::new(false), Mutex::default());
+        let resolver = Self { handle, journal, targets: Mutex::default(), asked: Notify::new(), hands_off, refused };
         resolver.set_targets(targets);
         resolver
+    }
+
+    /// Whether to look only: while the next hops are another daemon's to keep resolved.
+    pub fn set_hands_off(&self, hands_off: bool) {
+        self.hands_off.store(hands_off, Relaxed);
     }
 
     /// Resolves these from now on.
@@ -204,7 +213,8 @@ impl Resolver {
         let Some(route) = read_route(&message, links) else { return Found::NoRoute };
         let hop = route.hop(target);
         let known = neighbours.get(&hop);
-        if !known.is_some_and(|neighbour| neighbour.is_managed || neighbour.is_permanent) {
+        let is_kept = known.is_some_and(|neighbour| neighbour.is_managed || neighbour.is_permanent);
+        if !is_kept && !self.hands_off.load(Relaxed) {
             self.manage(hop).await;
         }
         match known.and_then(|neighbour| neighbour.mac) {

@@ -199,6 +199,11 @@ impl Desired {
         self.drained.get(member).copied()
     }
 
+    /// Every drained real server, and until when.
+    pub fn drains(&self) -> impl Iterator<Item = (Member, Option<Instant>)> {
+        self.drained.iter().map(|(member, until)| (*member, *until))
+    }
+
     /// Takes another configuration. What was drained and is still there stays drained; real servers that are new, or had
     /// weight 0, rise slowly.
     pub fn replace(&mut self, virtual_servers: Vec<VirtualServer>, now: Instant) {

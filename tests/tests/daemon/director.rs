@@ -117,7 +117,11 @@ impl Daemon {
 
     /// The same with a configuration of one's own, whose instance, pins and runtime directory are those of `setup`.
     pub fn start_file(lab: &Lab, setup: Setup, file: &Path) -> Result<Self> {
-        let mut program = Command::new(evenkeel());
+        Self::start_by(lab, setup, file, Command::new(evenkeel()))
+    }
+
+    /// The same by another executable, or with an environment of its own.
+    pub fn start_by(lab: &Lab, setup: Setup, file: &Path, mut program: Command) -> Result<Self> {
         program.arg("run").arg("--config").arg(file);
         let process = lab.start(lab.director(), &setup.instance, program)?;
         let mut daemon = Self { process, setup };

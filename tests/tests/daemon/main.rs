@@ -3,6 +3,7 @@
 #![expect(clippy::indexing_slicing, reason = "a test may panic, and serde_json's indexing does not")]
 
 mod access;
+mod adoption;
 mod connections;
 mod devices;
 mod direct;
@@ -16,6 +17,7 @@ mod persistence;
 mod ports;
 mod refusals;
 mod reload;
+mod restart;
 mod schedulers;
 mod sctp;
 mod serving;

@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use evenkeel_tests::lab::{Crowd, Finished, Lab, Rounds, TcpEcho, address};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::director::{Daemon, Setup, run, wait_until};
+use crate::director::{Daemon, Setup, evenkeel, run, wait_until};
 
 /// Port of [`TcpEcho`].
 pub const ECHO: u16 = 7;
@@ -102,6 +105,18 @@ pub struct Operated<'a> {
     /// `xdp.connections_max`, and what else is to be in the file beside virtual servers.
     pub connections_max: u32,
     pub more: &'static str,
+    /// The process that has taken the place of the first one.
+    heir: Option<Heir>,
+}
+
+/// A daemon that another daemon has started; dropping it kills it.
+pub struct Heir(pub Pid);
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        // It may have ended, and nobody else can have its number so soon.
+        tell(self.0, Signal::SIGKILL);
+    }
 }
 
 impl<'a> Operated<'a> {
@@ -112,17 +127,63 @@ impl<'a> Operated<'a> {
 
     /// With further tables in the file.
     pub fn start_with(lab: &'a Lab, more: &'static str, servers: &[Server]) -> Result<Self> {
+        Self::start_by(lab, more, servers, Command::new(evenkeel()))
+    }
+
+    /// By another executable, or with an environment of its own.
+    pub fn start_by(lab: &'a Lab, more: &'static str, servers: &[Server], program: Command) -> Result<Self> {
         let setup = Setup::of(lab);
         let file = write(lab, &setup, 65_536, more, servers)?;
-        let daemon = Daemon::start_file(lab, setup, &file)?;
-        let operated = Self { lab, daemon, connections_max: 65_536, more };
+        let daemon = Daemon::start_by(lab, setup, &file, program)?;
+        let operated = Self { lab, daemon, connections_max: 65_536, more, heir: None };
         operated.wait_for_next_hops()?;
         Ok(operated)
     }
 
     /// Kills the daemon and starts it again with the same file; packets flow meanwhile.
     pub fn kill_and_start(&mut self) -> Result<()> {
-        self.daemon.process.kill9()?;
+        self.kill9()?;
+        self.start_again()
+    }
+
+    /// Kills the daemon, whichever process it is.
+    pub fn kill9(&mut self) -> Result<()> {
+        match self.heir.take() {
+            Some(Heir(pid)) => {
+                drop(Heir(pid));
+                wait_until("the end of a killed daemon", || Ok(!runs(pid)))
+            }
+            None => self.daemon.process.kill9(),
+        }
+    }
+
+    /// Has another process take the daemon's place; what `evenkeel restart` has printed.
+    pub fn restart(&mut self) -> Result<String> {
+        let told = self.does(&["restart"])?;
+        self.succeed(&told)?;
+        Ok(told)
+    }
+
+    /// Another process has taken the daemon's place, by what was `told`: the one before has ended well.
+    pub fn succeed(&mut self, told: &str) -> Result<()> {
+        let pid = told.split("pid ").nth(1).and_then(|rest| rest.split(',').next()).context(told.to_owned())?;
+        let heir = Heir(Pid::from_raw(pid.trim().parse()?));
+        match self.heir.replace(heir) {
+            Some(before) => {
+                wait_until("the end of the daemon before", || Ok(!runs(before.0)))?;
+                std::mem::forget(before);
+            }
+            None => {
+                let status = self.daemon.process.wait(crate::director::PATIENCE)?;
+                ensure!(status.success(), "it ended with {status}: {}", self.daemon.process.log());
+            }
+        }
+        assert_eq!(self.daemon.status()?["pid"].to_string(), pid);
+        Ok(())
+    }
+
+    /// Starts a daemon with the same file.
+    pub fn start_again(&mut self) -> Result<()> {
         self.daemon = Daemon::start_file(self.lab, self.daemon.setup.clone(), &file(self.lab))?;
         self.wait_for_next_hops()
     }
@@ -161,7 +222,7 @@ impl<'a> Operated<'a> {
         Ok(())
     }
 
-    fn finish(&self, arguments: &[&str]) -> Result<Finished> {
+    pub fn finish(&self, arguments: &[&str]) -> Result<Finished> {
         let socket = self.daemon.setup.socket();
         let socket = socket.to_string_lossy();
         let with_socket: Vec<&str> = arguments.iter().copied().chain(["--socket", &socket]).collect();
@@ -202,8 +263,24 @@ impl<'a> Operated<'a> {
     }
 
     pub fn stop(&mut self) -> Result<()> {
-        self.daemon.stop()
+        let Some(heir) = self.heir.take() else { return self.daemon.stop() };
+        assert_eq!(self.does(&["stop"])?, "stopped\n");
+        ensure!(!runs(heir.0), "it has not ended");
+        std::mem::forget(heir);
+        ensure!(!self.daemon.setup.pin_folder().exists(), "pins are left");
+        Ok(())
     }
+}
+
+/// Sends a signal; false where the process has gone.
+pub fn tell(pid: Pid, signal: Signal) -> bool {
+    kill(pid, signal).is_ok()
+}
+
+/// Whether a process is there that has not ended.
+pub fn runs(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 fn file(lab: &Lab) -> PathBuf {

@@ -22,11 +22,13 @@ fn with_mh_connections_keep_their_server_across_a_killed_daemon() -> Result<()> 
     assert_eq!(crowd.servers().len(), 3);
     let before = of_ports(&lab)?;
     while_talking(&mut crowd, |rounds| {
+        // The new daemon's table is of another size, and thus a new one: they are all taken up in mid-stream.
+        operated.connections_max *= 2;
+        operated.write(&servers)?;
         operated.kill_and_start()?;
         rounds.pass()
     })?;
     assert_eq!(crowd.ended(), [].into());
-    // The new daemon's table is a new one: they were all taken up in mid-stream.
     let counts = |server: &Server| -> Result<(u64, u64)> {
         let all = operated.connections(server, 3)?;
         Ok(all.into_iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1)))

@@ -112,7 +112,9 @@ fn a_segment_of_an_unknown_connection_is_refused_at_once_or_dropped() -> Result<
     crowd.grow(lab.client(), ECHO6, 3)?;
     let silent = |vip| lab.client().run(|| TcpStream::connect((vip, SILENT)));
     let silent: Vec<_> = address::vips().into_iter().map(silent).collect::<Result<_>>()?;
-    // The next daemon's table is empty, and these schedulers can't tell whose a connection is.
+    // The next daemon's table is of another size, and thus empty; these schedulers can't tell whose a connection is.
+    operated.connections_max *= 2;
+    operated.write(&servers)?;
     operated.kill_and_start()?;
     crowd.talk()?;
     let reset = |number: u8| ((format!("real{number}"), ErrorKind::ConnectionReset), 2);

@@ -41,19 +41,23 @@ struct Clients<'a> {
 }
 
 impl Clients<'_> {
-    fn send(&mut self, number: u32, flags: &[u8]) {
+    fn send(&mut self, number: u32, flags: u8) -> Verdict {
         let [_, a, b, c] = number.to_be_bytes();
         self.frame[SOURCE..SOURCE + 4].copy_from_slice(&[100, a, b, c]);
-        for flags in flags {
-            self.frame[FLAGS] = *flags;
-            let (verdict, _) = run(self.entrance, &self.frame);
-            assert_eq!(verdict, Verdict::Transmit, "connection {number}: also without a slot");
-        }
+        self.frame[FLAGS] = flags;
+        run(self.entrance, &self.frame).0
     }
 
     /// Until it is one that nothing displaces.
     fn open(&mut self, number: u32) {
-        self.send(number, &[SYN, ACK, ACK]);
+        for flags in [SYN, ACK, ACK] {
+            assert_eq!(self.send(number, flags), Verdict::Transmit, "connection {number}: also without a slot");
+        }
+    }
+
+    /// Of one without a slot, the program may know nothing by now.
+    fn close(&mut self, number: u32) {
+        self.send(number, RST);
     }
 }
 
@@ -83,7 +87,7 @@ fn at_sixty_percent_fewer_than_one_newcomer_in_ten_thousand_finds_no_free_slot()
                     // Not opened yet.
                     continue;
                 }
-                clients.send(live[drawn], &[RST]);
+                clients.close(live[drawn]);
                 live[drawn] = newcomers;
                 newcomers += 1;
             }

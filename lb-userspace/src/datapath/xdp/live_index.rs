@@ -55,6 +55,32 @@ impl<Owner: Copy + PartialEq> LiveIndex<Owner> {
         Self { buckets, mask, seed: 0, copy: 0, owners: BTreeMap::new(), resting, left }
     }
 
+    /// The index that lies in `buckets`, of which `word` in `lookups` tells the valid copy. Nobody owns a key yet.
+    pub fn found(buckets: Mapped<IndexBucket>, word: u64) -> Self {
+        let mut index = Self::new(buckets);
+        (index.seed, index.copy) = parts(word);
+        index
+    }
+
+    /// Everything that packets find in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`LiveIndex::put`].
+    pub fn entries(&self) -> Result<Vec<IndexEntry>, DatapathError> {
+        let mut entries = Vec::new();
+        for bucket in 0..=self.mask {
+            let present = self.buckets.get(self.start(self.copy) + bucket)?.entries;
+            entries.extend(present.into_iter().filter(|entry| entry.key != 0));
+        }
+        Ok(entries)
+    }
+
+    /// Notes that a key in it is `owner`'s.
+    pub fn own(&mut self, key: u64, owner: Owner) {
+        self.owners.insert(key, owner);
+    }
+
     /// Makes `entry.key`, which is `owner`'s, lead where `entry` says, whether it was there or not.
     ///
     /// # Errors
@@ -99,9 +125,7 @@ impl<Owner: Copy + PartialEq> LiveIndex<Owner> {
 
     /// The word that [`Put::Switch`] gave is in `lookups` since `now`.
     pub fn switched(&mut self, word: u64, now: Instant) {
-        let [a, b, c, d, copy, ..] = word.to_le_bytes();
-        self.seed = u32::from_le_bytes([a, b, c, d]);
-        self.copy = u32::from(copy & 1);
+        (self.seed, self.copy) = parts(word);
         self.resting = Resting::default();
         self.left.push((), now);
     }
@@ -113,10 +137,7 @@ impl<Owner: Copy + PartialEq> LiveIndex<Owner> {
             return Ok(Put::Wait(until));
         }
         let mut entries = vec![entry];
-        for bucket in 0..=self.mask {
-            let present = self.buckets.get(self.start(self.copy) + bucket)?.entries;
-            entries.extend(present.into_iter().filter(|entry| entry.key != 0));
-        }
+        entries.extend(self.entries()?);
         let built = match Index::build(&entries, self.mask, self.seed.wrapping_add(1)) {
             Ok(built) => built,
             Err(error) => return Ok(Put::Refused(error)),
@@ -142,6 +163,12 @@ impl<Owner: Copy + PartialEq> LiveIndex<Owner> {
     fn places(&self, bucket: u32) -> Result<&[[AtomicU64; 2]], DatapathError> {
         Ok(self.buckets.element(bucket)?.as_chunks().0)
     }
+}
+
+/// Seed and copy, 0 or 1, in a word of `lookups`.
+fn parts(word: u64) -> (u32, u32) {
+    let [a, b, c, d, copy, ..] = word.to_le_bytes();
+    (u32::from_le_bytes([a, b, c, d]), u32::from(copy & 1))
 }
 
 #[cfg(test)]
@@ -211,6 +238,26 @@ mod tests {
         index.remove(keys[4], now).unwrap();
         assert_eq!(find(&view, word, keys[4]), None);
         assert_eq!(find(&view, word, keys[1]), Some((1, 5)));
+    }
+
+    #[test]
+    fn an_index_that_is_found_is_read_under_its_seed() {
+        use std::os::fd::AsFd as _;
+        let now = Instant::now();
+        let (file, mut index, view) = index(4);
+        for key in crowd(0).take(4) {
+            index.put(key, entry(key, 1), now).unwrap();
+        }
+        let last = crowd(0).nth(4).unwrap();
+        let Put::Switch(word) = index.put(last, entry(last, 2), now).unwrap() else { panic!("its bucket is full") };
+        let mut found = LiveIndex::found(Mapped::new("again", file.as_fd(), 8).unwrap(), word);
+        let mut keys: Vec<u64> = found.entries().unwrap().iter().map(|entry| entry.key).collect();
+        keys.sort_unstable();
+        assert!(keys.iter().copied().eq(crowd(0).take(5)));
+        keys.iter().for_each(|key| found.own(*key, *key));
+        assert_eq!(found.put(7, entry(last, 3), now).unwrap(), Put::Refused(IndexError::Duplicate(last)));
+        assert_eq!(found.put(last, entry(last, 3), now).unwrap(), Put::Done);
+        assert_eq!(find(&view, word, last), Some((3, 5)));
     }
 
     #[test]

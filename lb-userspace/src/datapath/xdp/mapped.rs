@@ -95,6 +95,17 @@ impl<T: Pod> Mapped<T> {
         words.ok_or_else(|| self.out_of_bounds(index))
     }
 
+    /// The number of 32 bits at `offset`, a multiple of four, in an element.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mapped::element`].
+    pub fn number(&self, index: u32, offset: usize) -> Result<u32, DatapathError> {
+        let word = self.element(index)?.get(offset / 8).map_or(0, |word| word.load(Acquire));
+        let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+        Ok(u32::from_ne_bytes(if offset.is_multiple_of(8) { [a, b, c, d] } else { [e, f, g, h] }))
+    }
+
     /// A copy of an element, which must have been written as a `T`, or be one when all its bytes are zero.
     ///
     /// # Errors
@@ -182,6 +193,7 @@ pub(super) mod tests {
         let mut bytes = [0; 16];
         file.read_exact_at(&mut bytes, 80).unwrap();
         assert_eq!(bytes, [0x22, 0x11, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]);
+        assert_eq!([16, 20, 24, 28].map(|offset| mapped.number(1, offset).unwrap()), [0x1122, 0, 2, 3]);
     }
 
     #[test]

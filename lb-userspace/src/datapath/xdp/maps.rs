@@ -88,6 +88,17 @@ impl Maps {
         map.iter().collect::<Result<_, _>>().map_err(failed("read", VIRTUAL_SERVERS))
     }
 
+    /// Everything in `virtual_servers`, octet by octet: it may have been written by another version.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn virtual_server_octets(&self) -> Result<Vec<(KeyOctets, EntryOctets)>, DatapathError> {
+        let map = HashMap::<&MapData, _, _>::try_from(self.map(VIRTUAL_SERVERS)?);
+        let map = map.map_err(failed("open", VIRTUAL_SERVERS))?;
+        map.iter().collect::<Result<_, _>>().map_err(failed("read", VIRTUAL_SERVERS))
+    }
+
     /// An array as shared memory.
     ///
     /// # Errors
@@ -119,6 +130,16 @@ impl Maps {
     /// As [`Maps::get`].
     pub fn remove_virtual_server(&mut self, key: ServiceKey) -> Result<(), DatapathError> {
         self.remove::<ServiceKey, VirtualServerEntry>(VIRTUAL_SERVERS, &key)
+    }
+
+    /// The keys of a hash map.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::get`].
+    pub fn keys<K: Pod, V: Pod>(&self, map: &'static str) -> Result<Vec<K>, DatapathError> {
+        let found = HashMap::<&MapData, K, V>::try_from(self.map(map)?).map_err(failed("open", map))?;
+        found.keys().collect::<Result<_, _>>().map_err(failed("read", map))
     }
 
     /// Sets an element of a hash map.
@@ -153,6 +174,11 @@ impl Maps {
         self.ebpf.map_mut(name).ok_or_else(|| failed("find", name)(MapError::InvalidName { name: name.to_owned() }))
     }
 }
+
+/// A key of `virtual_servers`.
+pub type KeyOctets = [u8; size_of::<ServiceKey>()];
+/// A value of `virtual_servers`.
+pub type EntryOctets = [u8; size_of::<VirtualServerEntry>()];
 
 const VIRTUAL_SERVERS: &str = "virtual_servers";
 

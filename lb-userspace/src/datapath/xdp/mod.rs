@@ -2,16 +2,20 @@
 //!
 //! Which interfaces and neighbours exist is [`crate::host`]'s and [`crate::nexthop`]'s to find out.
 
+mod adopt;
+pub mod adoptable;
 pub mod attach;
 pub mod capacity;
 mod chains;
 pub mod decap;
 mod detach;
 mod entries;
+mod found;
 mod live_index;
 mod mapped;
 mod maps;
 pub mod object;
+pub mod origin;
 pub mod packet_log;
 pub mod pins;
 mod places;

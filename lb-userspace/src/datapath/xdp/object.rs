@@ -1,15 +1,19 @@
 //! The compiled XDP programs inside this binary, and their loading. Nothing is attached or pinned here.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::path::Path;
 
-use aya::maps::{Array, ProgramArray};
+use aya::maps::{Array, MapError, MapInfo, MapType, ProgramArray};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya_obj::generated::bpf_map_type;
 use lb_common::connection::{TICK_SHIFT, Timeouts, buckets_for};
 use lb_common::hash::Secret;
 use lb_common::{REAL_PLACES_MAX, STAGE_EXCEPTIONAL};
 
+use super::origin;
 use crate::host::jiffies_per_second;
 
 /// What is fixed when the programs are loaded.
@@ -77,6 +81,18 @@ pub enum LoadError {
     /// The kernel refused a map or the object is broken.
     #[error("cannot create the maps of the XDP programs")]
     Maps(#[source] EbpfError),
+    /// The object cannot be read.
+    #[error("the embedded object with the XDP programs is broken")]
+    Broken(#[source] aya_obj::ParseError),
+    /// The kernel says nothing about a map.
+    #[error("cannot read what map {name} is like")]
+    Shape {
+        /// The map's name.
+        name: String,
+        /// The kernel's answer.
+        #[source]
+        source: MapError,
+    },
     /// The object lacks a program.
     #[error("the embedded object has no XDP program {0}; build again with `cargo xtask build --release`")]
     Missing(&'static str),
@@ -129,6 +145,77 @@ pub fn load(name: &'static str, maps: &[&str], options: &LoadOptions) -> Result<
     load_object(OBJECT, buckets_for(options.connections_max), name, maps, options)
 }
 
+/// As [`load`], but with the maps that are pinned in `pins`, which must have the [`shapes`] for these options; nothing is
+/// written into them. A program array is not shared: it is made anew.
+///
+/// # Errors
+///
+/// As [`LoadError`] tells.
+pub fn load_onto(pins: &Path, name: &'static str, maps: &[&str], options: &LoadOptions) -> Result<Ebpf, LoadError> {
+    let connections = buckets_for(options.connections_max);
+    load_build(&Build { object: OBJECT, connections, pins: Some(pins) }, name, maps, options)
+}
+
+/// What a map is like, as far as a program and its kernel care.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shape {
+    /// Its type.
+    pub kind: MapType,
+    /// In bytes.
+    pub key_size: u32,
+    /// In bytes.
+    pub value_size: u32,
+    /// Most entries; all of them in an array.
+    pub entries: u32,
+    /// The flags that it was made with.
+    pub flags: u32,
+}
+
+impl Shape {
+    /// That of a map in the kernel.
+    ///
+    /// # Errors
+    ///
+    /// For a type that is not known here.
+    pub fn of(info: &MapInfo) -> Result<Self, MapError> {
+        Ok(Self {
+            kind: info.map_type()?,
+            key_size: info.key_size(),
+            value_size: info.value_size(),
+            entries: info.max_entries(),
+            flags: info.map_flags(),
+        })
+    }
+}
+
+/// What those of `maps` would be like that [`load`] makes for these options, but for program arrays.
+///
+/// # Errors
+///
+/// When the object cannot be read.
+pub fn shapes(maps: &[&str], options: &LoadOptions) -> Result<BTreeMap<String, Shape>, LoadError> {
+    if !is_embedded() {
+        return Err(LoadError::NotEmbedded);
+    }
+    let sizes = BTreeMap::from(sizes(options, buckets_for(options.connections_max)));
+    let object = aya_obj::Object::parse(OBJECT).map_err(LoadError::Broken)?;
+    let mut shapes = BTreeMap::new();
+    for (name, map) in object.maps.iter().filter(|(name, _)| maps.contains(&name.as_str())) {
+        let kind = bpf_map_type::try_from(map.map_type()).ok().and_then(|kind| MapType::try_from(kind).ok());
+        let kind = kind.ok_or_else(|| LoadError::Shape {
+            name: name.clone(),
+            source: MapError::InvalidMapType { map_type: map.map_type() },
+        })?;
+        if kind == MapType::ProgramArray {
+            continue;
+        }
+        let entries = sizes.get(name.as_str()).copied().unwrap_or(map.max_entries());
+        let (key_size, value_size, flags) = (map.key_size(), map.value_size(), map.map_flags());
+        shapes.insert(name.clone(), Shape { kind, key_size, value_size, entries, flags });
+    }
+    Ok(shapes)
+}
+
 /// As [`load`], but another build of the programs, whose map `connections` gets `connections` entries: for comparisons.
 ///
 /// # Errors
@@ -141,13 +228,61 @@ pub fn load_object(
     maps: &[&str],
     options: &LoadOptions,
 ) -> Result<Ebpf, LoadError> {
+    let mut ebpf = load_build(&Build { object, connections, pins: None }, name, maps, options)?;
+    if let Some(map) = ebpf.map_mut(TIMEOUTS) {
+        let written = Array::try_from(map).and_then(|mut array| array.set(0, options.timeouts, 0));
+        written.map_err(|source| LoadError::Maps(source.into()))?;
+    }
+    origin::write(&mut ebpf, options).map_err(|source| LoadError::Maps(source.into()))?;
+    Ok(ebpf)
+}
+
+/// The maps whose size depends on the configuration, with `connections` entries for the connection table.
+fn sizes(options: &LoadOptions, connections: u32) -> [(&'static str, u32); 10] {
+    let places = places(options);
+    [
+        ("connections", connections),
+        ("tuples", if options.wide_tuples { buckets_for(options.connections_max) } else { 1 }),
+        ("service_index", 2 * SERVICE_BUCKETS),
+        ("reply_index", 2 * REPLY_BUCKETS * places),
+        ("real_servers", places),
+        ("rs_counters", places),
+        ("server_loads", places / LANES),
+        ("server_counts", places / LANES),
+        ("scheduler_rings", options.ring_chunks.max(1)),
+        ("prefixes", options.prefix_lines.max(1)),
+    ]
+}
+
+/// Places for real servers.
+fn places(options: &LoadOptions) -> u32 {
+    options.real_servers_max.clamp(LANES, REAL_PLACES_MAX).next_power_of_two()
+}
+
+/// A build of the programs, and where its maps come from.
+struct Build<'a> {
+    object: &'a [u8],
+    /// Entries of `connections`.
+    connections: u32,
+    /// Where they are pinned; `None`: they are made.
+    pins: Option<&'a Path>,
+}
+
+fn load_build(build: &Build<'_>, name: &'static str, maps: &[&str], options: &LoadOptions) -> Result<Ebpf, LoadError> {
     let log_level = if options.packet_log { LOG_LEVEL_INFO } else { 0 };
     let (nat_replies, wide_tuples) = (u32::from(options.nat), u32::from(options.wide_tuples));
     let buckets = buckets_for(options.connections_max);
-    let places = options.real_servers_max.clamp(LANES, REAL_PLACES_MAX).next_power_of_two();
     let rejects_per_tick = rejects_per_tick(options.reject_rate, jiffies_per_second());
-    let (service_mask, reply_mask) = (SERVICE_BUCKETS - 1, REPLY_BUCKETS * places - 1);
-    let mut ebpf = EbpfLoader::new()
+    let (service_mask, reply_mask) = (SERVICE_BUCKETS - 1, REPLY_BUCKETS * places(options) - 1);
+    let mut loader = EbpfLoader::new();
+    for (map, entries) in sizes(options, build.connections) {
+        loader.map_max_entries(map, entries);
+    }
+    let shared = build.pins.map_or_else(|| Ok(BTreeMap::new()), |_| shapes(maps, options))?;
+    for (map, pins) in shared.keys().zip(build.pins.iter().cycle()) {
+        loader.map_pin_path(map, pins.join(map));
+    }
+    let mut ebpf = loader
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .override_global("NAT_REPLIES", &nat_replies, true)
         .override_global("TIMEOUTS", &options.timeouts, true)
@@ -157,17 +292,7 @@ pub fn load_object(
         .override_global("REPLY_INDEX_MASK", &reply_mask, true)
         .override_global("WIDE_TUPLES", &wide_tuples, true)
         .override_global("REJECTS_PER_TICK", &rejects_per_tick, true)
-        .map_max_entries("connections", connections)
-        .map_max_entries("tuples", if options.wide_tuples { buckets } else { 1 })
-        .map_max_entries("service_index", 2 * SERVICE_BUCKETS)
-        .map_max_entries("reply_index", 2 * REPLY_BUCKETS * places)
-        .map_max_entries("real_servers", places)
-        .map_max_entries("rs_counters", places)
-        .map_max_entries("server_loads", places / LANES)
-        .map_max_entries("server_counts", places / LANES)
-        .map_max_entries("scheduler_rings", options.ring_chunks.max(1))
-        .map_max_entries("prefixes", options.prefix_lines.max(1))
-        .load(object)
+        .load(build.object)
         .map_err(LoadError::Maps)?;
     program(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { name, source })?;
     if maps.contains(&STAGES) {
@@ -178,10 +303,6 @@ pub fn load_object(
     let others: Vec<String> = ebpf.maps().map(|(map, _)| map.to_owned()).filter(is_other).collect();
     for map in others {
         drop(ebpf.take_map(&map));
-    }
-    if let Some(map) = ebpf.map_mut(TIMEOUTS) {
-        let written = Array::try_from(map).and_then(|mut array| array.set(0, options.timeouts, 0));
-        written.map_err(|source| LoadError::Maps(source.into()))?;
     }
     Ok(ebpf)
 }

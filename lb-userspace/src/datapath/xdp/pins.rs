@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
+use aya::maps::Map;
 use aya::pin::PinError;
 use aya::programs::links::{FdLink, PinnedLink};
 use nix::sys::statfs::{FsType, statfs};
@@ -18,7 +19,7 @@ use super::detach::detach;
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The load balancer's maps, which are pinned: an operator may want to look at any of them.
-pub const MAPS: [&str; 24] = [
+pub const MAPS: [&str; 25] = [
     "abi_version",
     "client_hops",
     "connections",
@@ -39,6 +40,7 @@ pub const MAPS: [&str; 24] = [
     "services",
     "stages",
     "table_counters",
+    "table_origin",
     "timeouts",
     "tuples",
     "virtual_servers",
@@ -85,6 +87,15 @@ pub enum PinsError {
         #[source]
         source: PinError,
     },
+}
+
+/// What of the pins stays when a daemon takes another's place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// The links of the interfaces with these indexes.
+    pub links: Vec<u32>,
+    /// Whether the maps stay.
+    pub maps: bool,
 }
 
 /// The instance's folder: `<pin_directory>/<instance>`.
@@ -145,14 +156,23 @@ impl Pins {
         }
     }
 
-    /// Pins the maps of `ebpf` in the folder.
+    /// Pins the maps of `ebpf` in the folder, in the place of others that may be there; where `are_adopted`, those that were
+    /// loaded from there stay as they are.
     ///
     /// # Errors
     ///
     /// [`PinsError`]; what was pinned until then stays, for [`Pins::clear`].
-    pub fn pin_maps(&self, ebpf: &Ebpf) -> Result<(), PinsError> {
-        for (name, map) in ebpf.maps().filter(|(name, _)| MAPS.contains(name)) {
+    pub fn pin_maps(&self, ebpf: &Ebpf, are_adopted: bool) -> Result<(), PinsError> {
+        // A program array is each program's own, and empty once the last one who holds it is gone.
+        let is_there = |map: &Map| are_adopted && !matches!(map, Map::ProgramArray(_));
+        for (name, map) in ebpf.maps().filter(|(name, map)| MAPS.contains(name) && !is_there(map)) {
             let path = self.directory.join(name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(PinsError::Io { action: "remove", path, source });
+                }
+                _ => {}
+            }
             map.pin(&path).map_err(|source| PinsError::Pin { path, source })?;
         }
         Ok(())
@@ -163,16 +183,15 @@ impl Pins {
         self.directory.join(format!("link_{ifindex}"))
     }
 
-    /// Removes our pins, which detaches the program, but for the links of the interfaces in `keep`; the folder stays, for
-    /// its lock.
+    /// Removes our pins, which detaches the program, but for what is in `keep`; the folder stays, for its lock.
     ///
     /// # Errors
     ///
     /// [`PinsError::Io`] where a pin cannot be removed.
-    pub fn clear(&self, keep: &[u32]) -> Result<(), PinsError> {
-        let keep: Vec<PathBuf> = keep.iter().map(|ifindex| self.link(*ifindex)).collect();
+    pub fn clear(&self, keep: &Keep) -> Result<(), PinsError> {
+        let links: Vec<PathBuf> = keep.links.iter().map(|ifindex| self.link(*ifindex)).collect();
         let mut paths = self.entries()?;
-        paths.retain(|path| !keep.contains(path));
+        paths.retain(|path| !links.contains(path) && (!keep.maps || is_link(path)));
         // Links first: a program that still runs must not lose its maps' names to a half-finished removal.
         paths.sort_by_key(|path| !is_link(path));
         for path in paths.into_iter().filter(|path| is_ours(path)) {

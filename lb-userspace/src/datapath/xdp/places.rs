@@ -62,6 +62,26 @@ impl Places {
         }
     }
 
+    /// `tenant` has had the place at `index`, in this generation, since before this process. False, and nothing is noted, where
+    /// that cannot be: there is no such place, the place or the tenant has another, or the chunk is another virtual server's.
+    pub fn found(&mut self, tenant: Tenant, index: u16, generation: u32) -> bool {
+        let chunk = chunk_of(index);
+        let is_others =
+            |(service, chunks): (&Service, &Vec<u16>)| *service != tenant.service && chunks.contains(&chunk);
+        let is_taken = self.by_index.contains_key(&index) || self.by_tenant.contains_key(&tenant);
+        if index >= self.count || is_taken || self.chunks.iter().any(is_others) {
+            return false;
+        }
+        self.by_tenant.insert(tenant, index);
+        self.by_index.insert(index, tenant);
+        self.generations.insert(index, generation);
+        let chunks = self.chunks.entry(tenant.service).or_default();
+        if !chunks.contains(&chunk) {
+            chunks.push(chunk);
+        }
+        true
+    }
+
     /// The place of `tenant`.
     pub fn find(&self, tenant: &Tenant) -> Option<u16> {
         self.by_tenant.get(tenant).copied()
@@ -128,6 +148,11 @@ impl Places {
             *last = last.wrapping_add(1);
         }
         *last
+    }
+
+    /// The last tenant of a place that is free had this generation.
+    pub fn had(&mut self, index: u16, generation: u32) {
+        self.generations.insert(index, generation);
     }
 
     /// The place's real server is removed at `now`, and keeps the place for its connections; no news where it was before.
@@ -307,6 +332,22 @@ mod tests {
         assert_eq!(take(&mut places, 1, 1, now), Some(1));
         let order: Vec<_> = places.of(sorry.service).map(|(tenant, _)| tenant.role).collect();
         assert_eq!(order, [Role::Real, Role::Sorry]);
+    }
+
+    #[test]
+    fn what_is_found_is_as_if_it_had_been_taken_here() {
+        let now = Instant::now();
+        let mut places = Places::new(24);
+        assert!(places.found(tenant(1, 1), 17, 6));
+        assert!(places.found(tenant(1, 2), 2, 255));
+        // Taken, had already, another virtual server's chunk, and no place at all.
+        for (other, index) in [(tenant(1, 3), 17), (tenant(1, 2), 3), (tenant(2, 1), 18), (tenant(1, 4), 24)] {
+            assert!(!places.found(other, index, 1), "{other:?}");
+        }
+        assert_eq!((places.find(&tenant(1, 1)), places.tenant(2)), (Some(17), Some(tenant(1, 2))));
+        assert_eq!([17, 2, 3].map(|index| places.next_generation(index)), [7, 257, 1]);
+        assert_eq!(take(&mut places, 2, 1, now), Some(8));
+        assert_eq!(take(&mut places, 1, 3, now), Some(16));
     }
 
     #[test]

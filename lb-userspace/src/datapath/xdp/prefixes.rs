@@ -21,6 +21,8 @@ pub struct Prefixes {
     lines: Mapped<PrefixLine>,
     runs: Runs,
     lists: BTreeMap<u64, Shared>,
+    /// Lists of an earlier daemon, which packets go by until each virtual server has its own again.
+    found: Vec<Shared>,
 }
 
 /// A list in the map.
@@ -45,7 +47,25 @@ impl Prefixes {
     /// The map, empty.
     pub fn new(lines: Mapped<PrefixLine>) -> Self {
         let runs = Runs::new(lines.length());
-        Self { lines, runs, lists: BTreeMap::new() }
+        Self { lines, runs, lists: BTreeMap::new(), found: Vec::new() }
+    }
+
+    /// Notes that `service` has gone by the list in `run` since before this process. What is in it is not trusted: the list is
+    /// written anew. False, and nothing is noted, where it is not in the map, or in part another list's.
+    pub fn found(&mut self, service: Service, run: Run) -> bool {
+        if let Some(shared) = self.found.iter_mut().find(|shared| shared.run == run) {
+            shared.users.insert(service);
+            return true;
+        }
+        let elements = |lines: u32| lines.checked_mul(ELEMENTS);
+        let (Some(start), Some(length)) = (elements(run.start), elements(run.length)) else { return false };
+        if !self.runs.found(Run { start, length }) {
+            return false;
+        }
+        if run != Run::EMPTY {
+            self.found.push(Shared { run, users: BTreeSet::from([service]) });
+        }
+        true
     }
 
     /// Makes sure that the list of `service` is in the map, beside the one that it had.
@@ -69,15 +89,22 @@ impl Prefixes {
     pub fn keep_only(&mut self, service: Service, digest: u64) {
         let now = Instant::now();
         let runs = &mut self.runs;
-        self.lists.retain(|present, shared| {
-            if *present != digest {
-                shared.users.remove(&service);
-            }
+        let mut is_used = |shared: &Shared| {
             if shared.users.is_empty() {
                 let Run { start, length } = shared.run;
                 runs.release(Run { start: start * ELEMENTS, length: length * ELEMENTS }, now);
             }
             !shared.users.is_empty()
+        };
+        self.found.retain_mut(|shared| {
+            shared.users.remove(&service);
+            is_used(shared)
+        });
+        self.lists.retain(|present, shared| {
+            if *present != digest {
+                shared.users.remove(&service);
+            }
+            is_used(shared)
         });
     }
 
@@ -130,6 +157,24 @@ mod tests {
     fn clients(prefix: &str) -> Clients {
         let list = AccessList::new([(prefix.parse().unwrap(), Access::Denied)].into());
         Clients { digest: list.digest(), list: Some(Arc::new(list)) }
+    }
+
+    #[test]
+    fn a_list_that_is_found_keeps_its_lines_until_everybody_has_another() {
+        let (_file, lines) = file_of(9);
+        let mut prefixes = Prefixes::new(lines);
+        let run = |start, length| Run { start, length };
+        assert!(prefixes.found(service(1), run(3, 3)) && prefixes.found(service(2), run(3, 3)));
+        assert!(prefixes.found(service(3), Run::EMPTY));
+        assert!(!prefixes.found(service(3), run(5, 2)) && !prefixes.found(service(3), run(7, 3)));
+        assert!(!prefixes.found(service(3), run(u32::MAX, 1)));
+        let one = clients("10.0.0.0/8");
+        let first = prefixes.take(service(1), Some(&one)).unwrap();
+        assert_eq!(first.run, run(0, 3));
+        prefixes.keep_only(service(1), first.digest);
+        assert_eq!(prefixes.take(service(4), Some(&clients("11.0.0.0/8"))).unwrap().run, run(6, 3));
+        prefixes.release(service(2));
+        assert_eq!(prefixes.take(service(5), Some(&clients("12.0.0.0/8"))).unwrap().run, run(3, 3));
     }
 
     #[test]

@@ -44,6 +44,11 @@ impl XdpDatapath {
         Ok(())
     }
 
+    /// The way to `address` as it was set; `None` where that has not happened yet, and entries may have one from earlier.
+    pub fn known_way(&self, address: IpAddr) -> Option<Way> {
+        self.ways.get(&address).copied()
+    }
+
     /// The way to `address`, as last set.
     pub fn way(&self, address: IpAddr) -> Way {
         self.ways.get(&address).copied().unwrap_or(Way::UNKNOWN)
@@ -228,7 +233,8 @@ impl XdpDatapath {
         }
         let scheduler = servers.policy.scheduler;
         let is_scheduled_as_before = self.slots.published(&service).is_some_and(|entry| entry.scheduler == scheduler);
-        if !is_same || !is_scheduled_as_before || has_rank(scheduler) || !costs_the_same(&present, &entry) {
+        let follows = is_same && is_scheduled_as_before && !has_rank(scheduler) && costs_the_same(&present, &entry);
+        if !follows || (!self.is_settled && !self.load_fits(index, real)?) {
             self.rewrite_load(index, real)?;
         }
         Ok(())
@@ -264,7 +270,7 @@ impl XdpDatapath {
         Ok(())
     }
 
-    fn set_next(&mut self, index: u16, next_same: u32) -> Result<(), DatapathError> {
+    pub(super) fn set_next(&mut self, index: u16, next_same: u32) -> Result<(), DatapathError> {
         let entry = self.real_server(index)?;
         self.views.real_servers.set(index.into(), &RealServerEntry { next_same, ..entry })
     }
@@ -299,7 +305,14 @@ impl XdpDatapath {
         }
     }
 
-    fn load(&self, index: u16) -> Result<&AtomicU64, DatapathError> {
+    /// Whether the load is what the counts say. Others may be about to change either.
+    fn load_fits(&self, index: u16, real: &RealServer) -> Result<bool, DatapathError> {
+        let present = self.load(index)?.load(Acquire);
+        let was_overloaded = present & load::OVERLOADED != 0;
+        Ok(load_word(&real.cost, self.counts(index)?, real.weight, real.thresholds, was_overloaded) == present)
+    }
+
+    pub(super) fn load(&self, index: u16) -> Result<&AtomicU64, DatapathError> {
         self.views.loads.word(index.into())
     }
 }

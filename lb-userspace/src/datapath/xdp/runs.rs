@@ -52,6 +52,22 @@ impl Runs {
         Some(Run { start: free * CHUNK, length })
     }
 
+    /// Notes that a run was taken before this process; false, and nothing is noted, where it is none of this map or another
+    /// has a part of it.
+    pub fn found(&mut self, run: Run) -> bool {
+        let (start, chunks) = (run.start / CHUNK, chunks_for(run.length));
+        let Some(end) = start.checked_add(chunks).filter(|end| *end <= self.chunks) else { return false };
+        let before = self.taken.range(..end).next_back();
+        let is_taken = before.is_some_and(|(other, length)| other + length > start);
+        if !run.start.is_multiple_of(CHUNK) || (is_taken && chunks != 0) {
+            return false;
+        }
+        if chunks != 0 {
+            self.taken.insert(start, chunks);
+        }
+        true
+    }
+
     /// Gives up a run at `now`, once nothing names it any more.
     pub fn release(&mut self, run: Run, now: Instant) {
         if run.length != 0 {
@@ -122,6 +138,22 @@ mod tests {
     #[test]
     fn what_is_larger_than_the_map_has_no_room() {
         assert_eq!(Runs::new(2).take(65, Instant::now()), None);
+    }
+
+    #[test]
+    fn a_run_that_is_found_is_taken_and_no_two_overlap() {
+        let now = Instant::now();
+        let mut runs = Runs::new(6);
+        let found = |runs: &mut Runs, start, length| runs.found(Run { start, length });
+        assert!(found(&mut runs, 32, 33) && found(&mut runs, 0, 0));
+        // In it, around it, no multiple, past the end.
+        for (start, length) in [(64, 1), (0, 128), (16, 4), (160, 64), (u32::MAX - 31, 1)] {
+            assert!(!found(&mut runs, start, length), "{start}");
+        }
+        assert!(found(&mut runs, 0, 32));
+        assert_eq!(runs.take(64, now), run(96, 64));
+        runs.release(Run { start: 32, length: 33 }, now);
+        assert_eq!(runs.take(64, now + REST), run(32, 64));
     }
 
     proptest! {

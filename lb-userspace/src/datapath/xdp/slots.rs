@@ -38,6 +38,18 @@ impl Slots {
         }
     }
 
+    /// `service` has been published as `entry` since before this process; false, and nothing is noted, where another virtual
+    /// server has its index or a part of its runs.
+    pub fn found(&mut self, service: Service, entry: VirtualServerEntry) -> bool {
+        let is_taken = self.indexes.contains_key(&service) || self.indexes.values().any(|index| *index == entry.index);
+        if is_taken || !self.runs.found(entry.ring) || !self.runs.found(entry.chunks) {
+            return false;
+        }
+        self.indexes.insert(service, entry.index);
+        self.published.insert(service, entry);
+        true
+    }
+
     /// What is published for `service`.
     pub fn published(&self, service: &Service) -> Option<VirtualServerEntry> {
         self.published.get(service).copied()

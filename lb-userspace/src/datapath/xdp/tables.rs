@@ -44,16 +44,18 @@ pub struct XdpDatapath {
     pub(super) maps: Maps,
     pub(super) views: Views,
     pub(super) slots: Slots,
-    service_index: LiveIndex<Led>,
+    pub(super) service_index: LiveIndex<Led>,
     pub(super) reply_index: LiveIndex<Source>,
-    prefixes: Prefixes,
+    pub(super) prefixes: Prefixes,
     pub(super) ways: BTreeMap<IpAddr, Way>,
-    own_addresses: BTreeSet<IpAddr>,
+    /// Whether everything was written by this process, so that what it would write again is there.
+    pub(super) is_settled: bool,
+    pub(super) own_addresses: BTreeSet<IpAddr>,
 }
 
 /// What an entry of `service_index` stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Led {
+pub(super) enum Led {
     /// A virtual server.
     Service(Service),
     /// An address that has virtual servers: what of its packets has no ports is told from others' by that.
@@ -66,8 +68,21 @@ pub(super) struct Views {
     pub real_servers: Mapped<RealServerEntry>,
     pub loads: Mapped<LoadChunk>,
     pub counts: Mapped<CountChunk>,
-    rings: Mapped<RingChunk>,
-    lookups: Mapped<Lookups>,
+    pub rings: Mapped<RingChunk>,
+    pub lookups: Mapped<Lookups>,
+}
+
+impl Views {
+    pub fn of(maps: &Maps) -> Result<Self, DatapathError> {
+        Ok(Self {
+            services: maps.mapped("services")?,
+            real_servers: maps.mapped("real_servers")?,
+            loads: maps.mapped("server_loads")?,
+            counts: maps.mapped("server_counts")?,
+            rings: maps.mapped("scheduler_rings")?,
+            lookups: maps.mapped("lookups")?,
+        })
+    }
 }
 
 impl Datapath for XdpDatapath {
@@ -118,7 +133,7 @@ fn settings(entry: &RealServerEntry) -> Result<Settings, DatapathError> {
 }
 
 impl XdpDatapath {
-    /// Takes over the freshly created maps of `ebpf`.
+    /// Begins with the freshly created maps of `ebpf`.
     ///
     /// # Errors
     ///
@@ -126,24 +141,23 @@ impl XdpDatapath {
     pub fn new(ebpf: Ebpf) -> Result<Self, DatapathError> {
         let mut maps = Maps::new(ebpf);
         maps.set("abi_version", 0, ABI_VERSION)?;
-        let views = Views {
-            services: maps.mapped("services")?,
-            real_servers: maps.mapped("real_servers")?,
-            loads: maps.mapped("server_loads")?,
-            counts: maps.mapped("server_counts")?,
-            rings: maps.mapped("scheduler_rings")?,
-            lookups: maps.mapped("lookups")?,
-        };
+        let mut datapath = Self::over(maps)?;
         // A word of zero would be the least loaded of all.
-        views.loads.words().iter().for_each(|word| word.store(load::NO_WEIGHT, Release));
+        datapath.views.loads.words().iter().for_each(|word| word.store(load::NO_WEIGHT, Release));
+        datapath.routes_changed()?;
+        Ok(datapath)
+    }
+
+    /// Over maps of which nothing is known yet.
+    pub(super) fn over(maps: Maps) -> Result<Self, DatapathError> {
+        let views = Views::of(&maps)?;
         let service_index = LiveIndex::new(maps.mapped("service_index")?);
         let reply_index = LiveIndex::new(maps.mapped("reply_index")?);
         let slots = Slots::new(views.real_servers.length(), views.rings.length());
         let prefixes = Prefixes::new(maps.mapped("prefixes")?);
         let (ways, own_addresses) = (BTreeMap::new(), BTreeSet::new());
-        let mut datapath = Self { maps, views, slots, service_index, reply_index, prefixes, ways, own_addresses };
-        datapath.routes_changed()?;
-        Ok(datapath)
+        let is_settled = true;
+        Ok(Self { maps, views, slots, service_index, reply_index, prefixes, ways, own_addresses, is_settled })
     }
 
     /// The loaded object, to attach and to pin.
@@ -201,7 +215,7 @@ impl XdpDatapath {
         self.views.lookups.set(0, &Lookups { routes, ..present })
     }
 
-    fn put(&mut self, service: Service, servers: &Servers) -> Result<(), DatapathError> {
+    pub(super) fn put(&mut self, service: Service, servers: &Servers) -> Result<(), DatapathError> {
         let is_new = self.slots.published(&service).is_none();
         let result = self.install(service, servers);
         if is_new && result.is_err() {
@@ -267,7 +281,7 @@ impl XdpDatapath {
         chunks_of(by_weight.into_iter().map(|(_, index)| *index))
     }
 
-    fn remove(&mut self, service: Service) -> Result<(), DatapathError> {
+    pub(super) fn remove(&mut self, service: Service) -> Result<(), DatapathError> {
         self.service_index.remove(entries::service_key(service), Instant::now())?;
         self.maps.remove_virtual_server(ServiceKey::from(service))?;
         self.release_runs(service);
@@ -366,7 +380,7 @@ impl XdpDatapath {
     }
 
     /// Tells packets whether a virtual server, or one that is `new`, serves all ports.
-    fn set_all_ports(&mut self, new: Option<&VirtualServerEntry>) -> Result<(), DatapathError> {
+    pub(super) fn set_all_ports(&mut self, new: Option<&VirtualServerEntry>) -> Result<(), DatapathError> {
         let published = self.slots.virtual_servers().map(|(_, entry)| entry.flags).chain(new.map(|entry| entry.flags));
         let all_ports = u32::from(published.fold(0, |all, flags| all | flags) & service_flag::ALL_PORTS != 0);
         let present = self.views.lookups.get(0)?;
@@ -390,7 +404,7 @@ impl XdpDatapath {
     }
 }
 
-const OWN_ADDRESSES: &str = "own_addresses";
+pub(super) const OWN_ADDRESSES: &str = "own_addresses";
 
 /// The words of [`Lookups`] that tell the valid copies.
 const SERVICES: usize = std::mem::offset_of!(Lookups, services) / 8;

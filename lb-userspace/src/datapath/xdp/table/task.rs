@@ -9,10 +9,11 @@ use std::thread::{self, JoinHandle};
 use tracing::{error, info, warn};
 
 use super::audit::CountRepair;
-use super::clock::Clock;
+use super::clock::{Clock, ClockError};
 use super::loads::LoadRepair;
 use super::memory_maps::MappedTables;
 use super::scanner::{Constants, PAUSE, Report, Scanner};
+use super::sweep::{Sweep, Swept, Time};
 use super::words::Tables;
 use crate::datapath::DatapathError;
 use crate::datapath::xdp::XdpDatapath;
@@ -29,6 +30,9 @@ pub enum ScanError {
     /// The tables could not be mapped.
     #[error(transparent)]
     Tables(#[from] DatapathError),
+    /// The time could not be told.
+    #[error(transparent)]
+    Time(#[from] ClockError),
     /// There is no thread for it.
     #[error("cannot start the thread that scans the connection table")]
     Thread(#[source] io::Error),
@@ -110,6 +114,21 @@ impl Drop for Scan {
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("")
+}
+
+/// Goes over the whole table once, before a scan begins: what is over ends, and above all what connections of real servers
+/// that are gone from their places are left, so that none follows the next one there. Returns how many have ended.
+///
+/// # Errors
+///
+/// As [`ScanError`] tells, and where the time cannot be told.
+pub fn sweep_once(datapath: &XdpDatapath, constants: &Constants) -> Result<u64, ScanError> {
+    let (mapped, clock) = (MappedTables::of(datapath)?, Clock::load()?);
+    let (tables, now) = (mapped.tables(), clock.tick()?);
+    let time = Time { now, round: 0, round_ticks: 1 };
+    let mut swept = Swept::default();
+    Sweep::new(tables, &constants.timeouts, &constants.secret, time).run(0, tables.bucket_count(), &mut swept);
+    Ok(swept.expired)
 }
 
 /// One slice after another until the sender of `stopped` is gone.

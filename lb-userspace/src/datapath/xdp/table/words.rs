@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, fence};
 use lb_common::connection::{Meta, SLOTS, State, Tuple};
 use lb_common::net::{Address, Port, Protocol};
 use lb_common::real::{RealServerEntry, load};
-use lb_common::service::{NONE, Scheduler, ServiceKey, VirtualServerEntry, service_flag};
+use lb_common::service::{ForwardingMethod, NONE, Scheduler, ServiceKey, VirtualServerEntry, service_flag};
 
 const SLOT_WORDS: usize = 2;
 const TUPLE_WORDS: usize = 20;
@@ -179,6 +179,11 @@ impl RealServerWords<'_> {
     pub fn generation_octet(self) -> u8 {
         let [octet, ..] = self.generation().to_le_bytes();
         octet
+    }
+
+    /// How packets reach it; `None` for a number that is no method.
+    pub fn forwarding(self) -> Option<ForwardingMethod> {
+        ForwardingMethod::from_number(u32_at(self.0, offset_of!(RealServerEntry, forwarding)))
     }
 
     /// Index of its virtual server.

@@ -22,6 +22,8 @@ use crate::model::{self, Removal};
 use crate::reconcile::{plan, reconcile};
 use crate::schedule::cost::{costs, load_word};
 
+mod adopted;
+
 pub const OPTIONS: LoadOptions = LoadOptions {
     connections_max: 1024,
     real_servers_max: 256,

@@ -1,0 +1,142 @@
+//! A start: first all that can fail and that nobody notices, then the rest.
+
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::attaching::{attach_program, interfaces};
+use super::successor::CommandLine;
+use super::tables::{self, Loaded, Made};
+use super::{Daemon, Predecessor, StartError, first_resolution, refuse, restart, set_ways, targets, ways};
+use crate::config::Config;
+use crate::control::server;
+use crate::datapath::xdp::adoptable::Unfit;
+use crate::datapath::xdp::table::task::Scan;
+use crate::datapath::xdp::{XdpDatapath, packet_log};
+use crate::handover::{Drain, Lost};
+use crate::host::link::{self, Link};
+use crate::host::preflight::Facts;
+use crate::host::{firewall, jiffies_per_second};
+use crate::instance::Instance;
+use crate::nexthop::{Resolution, Resolver};
+use crate::reconcile::desired::Desired;
+
+/// What a running daemon hands over: its socket, and what operators have drained.
+pub type Inheritance<'a> = (&'a Predecessor, (UnixListener, Vec<Drain>));
+
+/// Everything that a daemon needs, before anything that others use is changed.
+pub struct Prepared {
+    file: PathBuf,
+    config: Config,
+    command_line: CommandLine,
+    /// All interfaces of the host, and those that the program is to be on.
+    links: (Vec<Link>, Vec<Link>),
+    desired: Desired,
+    loaded: Loaded,
+    resolver: Arc<Resolver>,
+    resolution: Resolution,
+    instance: Instance,
+}
+
+impl Prepared {
+    /// Checks the host, locks the instance or borrows it, loads the program, and resolves the next hops.
+    pub async fn new(file: PathBuf, config: Config, predecessor: Option<&Predecessor>) -> Result<Self, StartError> {
+        let command_line = CommandLine::of_this().map_err(StartError::CommandLine)?;
+        let handle = link::connect().map_err(StartError::Netlink)?;
+        let facts = Facts::gather(&config, link::links(&handle).await?, link::addresses(&handle).await?);
+        refuse(facts.problems(&config))?;
+        let instance = match predecessor {
+            Some(running) => Instance::borrow(&config, running.locks().await?)?,
+            None => Instance::acquire(&config)?,
+        };
+        for line in facts.warnings(&config) {
+            warn!("{line}");
+        }
+        warn_of_the_firewall(&config);
+        let host = facts.links;
+        let links = interfaces(&config, &instance, &host)?;
+        let desired = Desired::new(config.virtual_servers.clone(), jiffies_per_second());
+        let loaded = tables::load(&config, instance.pins(), &desired)?;
+        let resolver = Arc::new(Resolver::new(handle, instance.journal(), targets(&config)));
+        resolver.set_hands_off(predecessor.is_some());
+        let resolution = first_resolution(&resolver).await?;
+        refuse(ways::problems(&config, &resolution))?;
+        for warning in ways::warnings(&config, &resolution) {
+            warn!("{warning}");
+        }
+        let links = (host, links);
+        Ok(Self { file, config, command_line, links, desired, loaded, resolver, resolution, instance })
+    }
+
+    /// Takes the place of an earlier daemon, dead or running, and serves.
+    pub fn serve(self, inheritance: Option<Inheritance<'_>>) -> Result<Daemon, StartError> {
+        let Self { file, config, command_line, links, mut desired, loaded, resolver, resolution, mut instance } = self;
+        if let Some((_, (_, drains))) = &inheritance {
+            instance.read_journal()?;
+            resolver.set_hands_off(false);
+            restart::drain_again(&mut desired, drains, Instant::now());
+        }
+        let ways = |datapath: &mut XdpDatapath| {
+            datapath.set_own_addresses(&resolution.addresses)?;
+            set_ways(datapath, &resolution, &config.xdp)
+        };
+        let (mut datapath, made) = loaded.serve(&desired.table(Instant::now()), ways)?;
+        let packet_log = config.xdp.packet_log.then(|| packet_log::spawn(datapath.ebpf())).transpose()?;
+        let scan = Some(Scan::start(&datapath, made.constants())?);
+        let attachments = attach_program(&config, &mut instance, &mut datapath, &made, (&links.0, &links.1))?;
+        made.given_up.iter().for_each(tables::mourn);
+        let listener = listener(&mut instance, inheritance, &made)?;
+        let (resolutions_sender, resolutions) = mpsc::channel(4);
+        let (calls_sender, calls) = mpsc::channel(16);
+        let mut daemon = Daemon {
+            file,
+            config,
+            made,
+            desired,
+            resolver,
+            resolution,
+            resolutions,
+            calls,
+            senders: (calls_sender, resolutions_sender),
+            conversations: mpsc::channel(1),
+            listener,
+            tasks: Vec::new(),
+            packet_log,
+            command_line,
+            successor: None,
+            attachments,
+            scan,
+            datapath,
+            instance,
+            since: Instant::now(),
+            failure: None,
+        };
+        daemon.start_tasks()?;
+        Ok(daemon)
+    }
+}
+
+/// In a thread of its own: a large ruleset takes its tools a while, and the start waits for none of it.
+fn warn_of_the_firewall(config: &Config) {
+    let config = config.clone();
+    drop(std::thread::spawn(move || firewall::warnings(&config).iter().for_each(|line| warn!("{line}"))));
+}
+
+/// The control socket; with another daemon's, its place is taken now.
+fn listener(
+    instance: &mut Instance,
+    inheritance: Option<Inheritance<'_>>,
+    made: &Made,
+) -> Result<UnixListener, StartError> {
+    let Some((running, (listener, _))) = inheritance else {
+        return server::bind(&instance.socket()).map_err(StartError::socket(&instance.socket()));
+    };
+    instance.settle()?;
+    let lost = |unfit: &Unfit| Lost { differences: unfit.differences.clone(), connections: unfit.connections };
+    running.serving(made.given_up.as_ref().map(lost));
+    Ok(listener)
+}
