@@ -223,6 +223,18 @@ impl Daemon {
         }
         self.failure = failure;
         self.release_idle();
+        self.revive_scan();
+    }
+
+    /// Has the connection table scanned again, should the scan have died.
+    fn revive_scan(&mut self) {
+        match self.scan.as_mut().map(Scan::revive).transpose() {
+            Ok(None | Some(false)) => {}
+            Ok(Some(true)) => info!("the connection table is scanned again"),
+            Err(error) => {
+                error!(error = chain(&error), "the connection table is not scanned, idle connections stay counted")
+            }
+        }
     }
 
     /// Does what an operator asks; how to end, where that is it.

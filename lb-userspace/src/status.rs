@@ -109,7 +109,7 @@ impl Sources<'_> {
             name: configured.and_then(|server| server.name.clone()),
             protocol: service.protocol.name().to_owned(),
             address: service.address,
-            scheduler: scheduler.name().to_owned(),
+            scheduler: self.desired.shown_scheduler(service, scheduler).name().to_owned(),
             counters: counters.into(),
             denied: configured.and_then(|server| server.access.as_ref()).map(|_| counters.denied),
             real_servers: real_servers.into_iter().map(|real| self.real_server(service, &real)).collect(),
@@ -118,7 +118,8 @@ impl Sources<'_> {
 
     fn real_server(&self, service: Service, statistics: &RealServerStatistics) -> RealServer {
         let RealServerStatistics { address, is_sorry, entry, counters, connections } = statistics;
-        let drained = self.desired.drained(&(service, *address)).filter(|_| !is_sorry);
+        let member = (service, *address);
+        let drained = self.desired.drained(&member).filter(|_| !is_sorry);
         let role = match (is_sorry, entry.flags & real_flag::REMOVED != 0) {
             (true, _) => "sorry",
             (false, true) => "removed",
@@ -127,7 +128,8 @@ impl Sources<'_> {
         RealServer {
             address: *address,
             forwarding: entry.forwarding.name().to_owned(),
-            weight: self.desired.unscaled(service, entry.weight),
+            weight: self.desired.shown_weight(&member, entry.weight),
+            rising: self.desired.is_rising(&member) && !is_sorry,
             drained: drained.is_some(),
             drained_for_seconds: drained.flatten().map(|end| end.saturating_duration_since(self.now).as_secs()),
             role: role.to_owned(),

@@ -173,6 +173,14 @@ refused! {
     stateless_replies_without_nat: r#""nat""# => "\"dr\"\nstateless_replies = true", ":80\"" => ":8080\"";
     masquerade_which_is_not_available_yet: r#""nat""# => "\"nat\"\nmasquerade = true";
     unknown_connection_with_udp: r#""tcp""# => "\"udp\"\nunknown_connection = \"drop\"";
+    sloppy_tcp_with_mh: r#""rr""# => "\"mh\"\nsloppy_tcp = true";
+    unknown_connection_with_sh: r#""rr""# => "\"sh\"\nunknown_connection = \"drop\"";
+    sloppy_tcp_and_unknown_connection_with_dh_after_them: "scheduler = \"rr\"" => "sloppy_tcp = true\nunknown_connection = \"drop\"\nscheduler = \"dh\"";
+    sloppy_tcp_with_udp_and_mh: r#""tcp""# => "\"udp\"\nsloppy_tcp = true", r#""rr""# => r#""mh""#;
+    one_packet_with_ovf: r#""tcp""# => "\"udp\"\none_packet = true", r#""rr""# => r#""ovf""#, ":80\"" => ":8080\"", r#""nat""# => r#""dr""#;
+    one_packet_with_a_threshold: r#""tcp""# => "\"udp\"\none_packet = true", ":80\"" => ":8080\"", r#""nat""# => r#""dr""#, "weight = 1" => "upper_threshold = 10";
+    removed_real_server_with_udp: r#""tcp""# => "\"udp\"\nremoved_real_server = \"expire\"";
+    removed_real_server_with_udp_as_by_default: r#""tcp""# => "\"udp\"\nremoved_real_server = \"keep\"";
     slow_start_above_the_range: "forwarding =" => "slow_start = \"61m\"\nforwarding =";
     slow_start_without_a_unit: "forwarding =" => "slow_start = \"30\"\nforwarding =";
     refusal_of_an_unknown_kind: "forwarding =" => "no_real_server = \"icmp\"\nunknown_connection = \"Drop\"\nforwarding =";

@@ -135,7 +135,8 @@ fn real_server_row(real: &RealServer) -> Vec<String> {
         (true, None) => " (drained)".to_owned(),
         (true, Some(seconds)) => format!(" (drained for {})", span(seconds)),
     };
-    let title = format!("  -> {}{role}{drained}", real.address);
+    let rising = if real.rising { " (rising)" } else { "" };
+    let title = format!("  -> {}{role}{drained}{rising}", real.address);
     let mut row = vec![title, String::new(), real.forwarding.clone(), real.weight.to_string()];
     row.extend([real.active.to_string(), real.inactive.to_string()]);
     row.extend(counters(&real.counters));
@@ -198,6 +199,7 @@ mod tests {
             address: "10.77.1.11:80".parse().unwrap(),
             forwarding: "nat".to_owned(),
             weight: 1,
+            rising: true,
             drained: false,
             drained_for_seconds: None,
             role: "serving".to_owned(),
@@ -209,6 +211,7 @@ mod tests {
         let silent = RealServer {
             address: "10.77.1.12:80".parse().unwrap(),
             weight: 0,
+            rising: false,
             drained: true,
             drained_for_seconds: Some(90),
             active: 0,

@@ -1,6 +1,7 @@
 //! How a virtual server treats new and lost connections, and that its keys do not contradict each other.
 //!
-//! A key that only some schedulers or one protocol can use may still be written with its default.
+//! A key that only some schedulers or one protocol can use may still be written with its default. Not `removed_real_server`
+//! for UDP: there the default would be as untrue as the other.
 
 use std::net::IpAddr;
 
@@ -18,6 +19,10 @@ const ONE_PACKET_HELP: &str = "it is for protocol \"udp\": each datagram is sche
 const SLOPPY_HELP: &str = "remove it, it is for protocol \"tcp\"";
 const UNKNOWN_HELP: &str =
     "remove it, it is for protocol \"tcp\" and \"sctp\": a datagram of an unknown connection is always scheduled";
+const HASH_HELP: &str = "remove it: \"sh\", \"dh\" and \"mh\" schedule a segment of an unknown connection in any case, as they \
+                         choose what they chose before";
+const REMOVAL_HELP: &str =
+    "remove it, it is for protocol \"tcp\" and \"sctp\": datagrams for a removed real server go to another one at once";
 const SLOW_START_HELP: &str = "it is how long a real server takes to reach its full weight; \"0s\" is at once";
 
 /// The words of `scheduler`.
@@ -71,6 +76,9 @@ pub fn read(table: &Reader<'_>, vip: Option<IpAddr>, protocol: Option<Protocol>,
     if let Some(protocol) = protocol {
         check_protocol(table, &policy, protocol, report);
     }
+    if let Some(scheduler) = known {
+        check_scheduler(table, &policy, (scheduler, protocol), report);
+    }
     if policy.one_packet && table.has("persistence_timeout") {
         let help =
             "nothing is remembered of a client; scheduler \"sh\" or \"mh\" holds it to a real server all the same";
@@ -85,6 +93,13 @@ pub fn report_one_packet_nat(table: &Reader<'_>, line: usize, report: &mut Repor
     let with = format!("forwarding \"nat\", as of the server on line {line}");
     let help =
         "no connection is remembered that a reply could find its client by; write forwarding = \"dr\" or \"tun\"";
+    Contradiction { key: "one_packet", must: "false", with, help }.report(table, report);
+}
+
+/// Reports `one_packet` for a virtual server of which a real server has a threshold on `line`.
+pub fn report_one_packet_threshold(table: &Reader<'_>, line: usize, report: &mut Report<'_>) {
+    let with = format!("upper_threshold on line {line}");
+    let help = "no connection is counted that could reach it; remove it, or one_packet";
     Contradiction { key: "one_packet", must: "false", with, help }.report(table, report);
 }
 
@@ -145,12 +160,36 @@ fn hash_flag(table: &Reader<'_>, flag: &HashFlag, scheduler: Option<Scheduler>, 
     set
 }
 
+/// `protocol` is `None` when it is wrong or missing.
+fn check_scheduler(
+    table: &Reader<'_>,
+    policy: &Policy,
+    (scheduler, protocol): (Scheduler, Option<Protocol>),
+    report: &mut Report<'_>,
+) {
+    // Where the protocol alone contradicts them, they are reported for that.
+    let is_sloppy = policy.sloppy_tcp && matches!(protocol, None | Some(Protocol::Tcp));
+    let is_drop = policy.unknown_connection == Refusal::Drop && protocol != Some(Protocol::Udp);
+    let overflows = policy.one_packet && scheduler == Scheduler::Ovf;
+    let ovf_help = "no connection is counted that could overflow; take \"fo\" or \"wrr\"";
+    let possible = [
+        (scheduler.is_hash() && is_sloppy, "sloppy_tcp", "false", HASH_HELP),
+        (scheduler.is_hash() && is_drop, "unknown_connection", "\"reject\"", HASH_HELP),
+        (overflows, "one_packet", "false", ovf_help),
+    ];
+    for (_, key, must, help) in possible.into_iter().filter(|(is_so, ..)| *is_so) {
+        let with = stated(table, "scheduler", Some(scheduler.name()), report);
+        Contradiction { key, must, with, help }.report(table, report);
+    }
+}
+
 fn check_protocol(table: &Reader<'_>, policy: &Policy, protocol: Protocol, report: &mut Report<'_>) {
     let possible = match protocol {
         Protocol::Tcp => vec![(policy.one_packet, "one_packet", "false", ONE_PACKET_HELP)],
         Protocol::Udp => vec![
             (policy.sloppy_tcp, "sloppy_tcp", "false", SLOPPY_HELP),
             (policy.unknown_connection == Refusal::Drop, "unknown_connection", "\"reject\"", UNKNOWN_HELP),
+            (table.has("removed_real_server"), "removed_real_server", "left out", REMOVAL_HELP),
         ],
         Protocol::Sctp => vec![
             (policy.one_packet, "one_packet", "false", ONE_PACKET_HELP),

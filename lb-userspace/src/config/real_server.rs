@@ -35,6 +35,8 @@ pub struct Parent<'c> {
     pub tally: &'c mut Tally,
     /// The line of the first of its servers that is reached by `nat`, once they are read.
     pub first_nat: Option<usize>,
+    /// The line of the first `upper_threshold` of its servers that sets a limit, once they are read.
+    pub first_threshold: Option<usize>,
 }
 
 /// What the virtual servers of a file use up together.
@@ -183,6 +185,9 @@ fn read(
 ) -> Option<RealServer> {
     let weight = table.integer("weight", 0..=u16::MAX, WEIGHT_HELP, report).map_or(Weight::ONE, Weight::new);
     let thresholds = thresholds(table, report);
+    if let Some(span) = table.place("upper_threshold").filter(|_| thresholds.upper > 0) {
+        parent.first_threshold.get_or_insert(report.line(&span));
+    }
     let site = site(table, r#"write address = "10.0.1.11:80""#, parent, report)?;
     let Site { address, forwarding, ref span } = site;
     if let Some(line) = lines.insert(address, report.line(span)) {

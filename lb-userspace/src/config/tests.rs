@@ -132,11 +132,9 @@ hash_fallback = true
 forwarding = "dr"
 persistence_timeout = "5m"
 persistence_granularity = "255.255.255.0"
-sloppy_tcp = true
 stateless_replies = true
 slow_start = "30s"
 no_real_server = "drop"
-unknown_connection = "drop"
 removed_real_server = "expire"
 sorry_server = { address = "10.0.1.99", forwarding = "tun" }
 real_server = [
@@ -153,11 +151,12 @@ real_server = [
         hash_port: true,
         hash_fallback: true,
         persistence: Some(Persistence { timeout: Duration::from_secs(300), prefix_length: 24 }),
-        sloppy_tcp: true,
+        one_packet: false,
+        sloppy_tcp: false,
         stateless_replies: true,
         slow_start: Duration::from_secs(30),
         no_real_server: Refusal::Drop,
-        unknown_connection: Refusal::Drop,
+        unknown_connection: Refusal::Reject,
         removed_real_server: Removal::Expire,
         ..Policy::new(Scheduler::Mh)
     };
@@ -174,6 +173,13 @@ real_server = [
             ("10.0.1.99:0".to_owned(), ForwardingMethod::Tun),
         ]
     );
+}
+
+#[test]
+fn what_becomes_of_segments_of_unknown_connections_is_said_where_they_are_not_scheduled_anyway() {
+    let keys = "sloppy_tcp = true\nunknown_connection = \"drop\"\nprotocol";
+    let policy = accepted(&MINIMAL.replace("protocol", keys)).virtual_servers[0].policy;
+    assert_eq!((policy.sloppy_tcp, policy.unknown_connection), (true, Refusal::Drop));
 }
 
 #[test]

@@ -76,12 +76,16 @@ fn read(table: &Reader<'_>, claimed: &mut Claimed, files: Files<'_>, report: &mu
         forwarding,
         tally: &mut claimed.tally,
         first_nat: None,
+        first_threshold: None,
     };
     let Servers { real: real_servers, sorry: sorry_server } = real_server::read_all(table, &mut parent, report);
     match parent.first_nat {
         Some(line) if policy.one_packet => policy::report_one_packet_nat(table, line, report),
         None if policy.stateless_replies => policy::report_stateless_without_nat(table, report),
         Some(_) | None => {}
+    }
+    if let Some(line) = parent.first_threshold.filter(|_| policy.one_packet) {
+        policy::report_one_packet_threshold(table, line, report);
     }
     if let Some(line) = parent.first_nat.filter(|_| protocol == Some(Protocol::Sctp)) {
         report_sctp_nat(table, line, report);

@@ -191,6 +191,8 @@ pub struct RealServer {
     pub forwarding: String,
     /// What it has now, 0..=65535: 0 when drained, less than configured while it starts slowly.
     pub weight: u32,
+    /// Whether it starts slowly, so that its weight is on its way up to the configured one.
+    pub rising: bool,
     /// Whether an operator has drained it.
     pub drained: bool,
     /// Seconds until a drain ends by itself; `None` without an end.

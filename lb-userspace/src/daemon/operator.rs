@@ -8,14 +8,15 @@ use tracing::{error, info, warn};
 use super::{Daemon, StartError, first_resolution, refuse, set_ways, targets, ways};
 use crate::config::{self, Config, LoadError};
 use crate::control::protocol::{self, Changed, Response};
+use crate::datapath::DatapathError;
 use crate::datapath::xdp::capacity::Capacity;
-use crate::datapath::{Change, Datapath as _, DatapathError};
 use crate::error::chain;
 use crate::host::link;
 use crate::host::preflight::Facts;
 use crate::model::Service;
 use crate::reconcile::desired::{Desired, Member, Selector};
-use crate::reconcile::{plan, reconcile};
+use crate::reconcile::exchange::{ExchangeError, exchange};
+use crate::reconcile::reconcile;
 
 /// Why a configuration was not taken; the old one holds.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +33,12 @@ pub enum ReloadError {
     /// Another process takes this daemon's place, with the configuration as it was.
     #[error("a restart is under way")]
     Restarting,
-    /// A map could not be written.
-    #[error("the old configuration was put back, because the new one could not be installed")]
-    Datapath(#[from] DatapathError),
+    /// The ways to real servers could not be written.
+    #[error("nothing of the new configuration was installed, because next hops could not be written")]
+    Ways(#[source] DatapathError),
+    /// The new configuration could not be installed.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
 }
 
 impl Daemon {
@@ -161,40 +165,10 @@ impl Daemon {
         for warning in ways::warnings(config, &resolution) {
             warn!("{warning}");
         }
-        set_ways(&mut self.datapath, &resolution, &config.xdp)?;
-        let table = desired.table(now);
-        let changes = plan(&table, &self.datapath.installed()?);
-        // What is removed goes last, as it cannot be put back with its connections.
-        let (removals, puts): (Vec<&Change>, Vec<&Change>) =
-            changes.iter().partition(|change| matches!(change, Change::Remove(_)));
-        for (number, change) in puts.iter().enumerate() {
-            if let Err(error) = self.datapath.apply(change) {
-                self.put_back(puts.get(..=number).unwrap_or(&puts), now);
-                return Err(error.into());
-            }
-        }
-        for change in removals {
-            self.datapath.apply(change)?;
-        }
+        set_ways(&mut self.datapath, &resolution, &config.xdp).map_err(ReloadError::Ways)?;
+        let changes = exchange(&mut self.datapath, &self.desired.table(now), &desired.table(now))?;
         self.resolution = crate::nexthop::Resolution { routes: self.resolution.routes, ..resolution };
-        Ok(changes.len())
-    }
-
-    /// Installs again what stood before `changes`, of which one has failed.
-    ///
-    /// Not by comparison: a change that has failed half-way may look like none.
-    fn put_back(&mut self, changes: &[&Change], now: Instant) {
-        let before = self.desired.table(now);
-        for change in changes {
-            let service = change.service();
-            let undo = match before.get(&service) {
-                Some(servers) => Change::Put(service, servers.clone()),
-                None => Change::Remove(service),
-            };
-            if let Err(error) = self.datapath.apply(&undo) {
-                error!(%service, error = chain(&error), "the old configuration could not be put back whole");
-            }
-        }
+        Ok(changes)
     }
 
     /// Names every key whose value was given to the program or the host at the start, and is another one now.

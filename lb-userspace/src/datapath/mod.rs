@@ -2,6 +2,7 @@
 //!
 //! An engine installs what it is told; what should be installed is decided in [`crate::reconcile`].
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -95,7 +96,8 @@ impl Eq for Clients {}
 /// That a client's connections go to one real server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Persistence {
-    /// For how long after the last of them, in coarse ticks of 256 jiffies, 1..=[`TIMEOUT_MAX`].
+    /// For how long after a template was last seen in use, in coarse ticks of 256 jiffies, 1..=[`TIMEOUT_MAX`]. Longer than
+    /// configured where the template could not be renewed in that time.
     pub ticks: u16,
     /// Clients that share this many leading bits of their address are one; 1..=32 for IPv4, 1..=128 for IPv6.
     pub prefix_length: u8,
@@ -146,7 +148,7 @@ impl Policy {
             removed_real_server,
         } = *policy;
         let persistence = persistence.map(|model::Persistence { timeout, prefix_length }| Persistence {
-            ticks: ticks(timeout, hz),
+            ticks: ticks(template_timeout(timeout), hz),
             prefix_length,
         });
         Self {
@@ -163,6 +165,18 @@ impl Policy {
         }
     }
 }
+
+/// How long a persistence template lives that is to hold for `timeout` after its client's last connection has ended.
+///
+/// The data path renews the template of a live connection every eighth of its time, but no more often than it goes through all
+/// of them: [`RENEWAL`]. So what is left when the last connection ends is 7/8 of `timeout` or more, however short that is.
+fn template_timeout(timeout: Duration) -> Duration {
+    timeout.max(timeout / 8 * 7 + RENEWAL)
+}
+
+/// The longest that a live connection's template waits to be renewed: the 4 s of a round of the table's scan, and half of that
+/// again for a machine that is busy.
+const RENEWAL: Duration = Duration::from_secs(6);
 
 /// `span` in coarse ticks on a kernel with `hz` jiffies a second: rounded up, 1..=[`TIMEOUT_MAX`].
 pub fn ticks(span: Duration, hz: u32) -> u16 {
@@ -199,8 +213,8 @@ pub enum DatapathError {
         table: &'static str,
         /// Its size.
         capacity: u32,
-        /// What to do.
-        remedy: &'static str,
+        /// What to do, and why there is no room where that is not plain.
+        remedy: Cow<'static, str>,
     },
     /// An index has no place for a key.
     #[error("cannot enter {service} into map {map}")]
@@ -240,6 +254,16 @@ pub enum DatapathError {
     },
 }
 
+impl DatapathError {
+    /// Whether it could be applied if less were installed.
+    pub fn is_want_of_room(&self) -> bool {
+        match self {
+            Self::Full { .. } | Self::Index { .. } => true,
+            Self::Foreign { .. } | Self::UnknownClients { .. } | Self::Map { .. } => false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use lb_common::net::Protocol;
@@ -253,6 +277,19 @@ mod tests {
         assert_eq!(ticks(Duration::from_secs(256), 1000), 1000);
         assert_eq!(ticks(Duration::from_millis(1), 100), 1);
         assert_eq!(ticks(Duration::from_secs(1_000_000), 1000), TIMEOUT_MAX);
+    }
+
+    #[test]
+    fn a_short_persistence_lasts_until_its_template_is_renewed() {
+        let seconds = |timeout| template_timeout(Duration::from_secs(timeout)).as_millis();
+        // 7/8 of a second and a round of 6; from 48 seconds on, an eighth of it is as long as a round.
+        assert_eq!(seconds(1), 6875);
+        assert_eq!(seconds(40), 41_000);
+        assert_eq!([48, 300].map(seconds), [48_000, 300_000]);
+        let mut policy = model::Policy::new(Scheduler::Rr);
+        policy.persistence = Some(model::Persistence { timeout: Duration::from_secs(1), prefix_length: 32 });
+        // 6.875 s * 250 / 256 = 6.7
+        assert_eq!(Policy::new(&policy, 250).persistence.map(|persistence| persistence.ticks), Some(7));
     }
 
     #[test]

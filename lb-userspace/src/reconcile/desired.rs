@@ -145,11 +145,33 @@ impl Desired {
         server.real_servers.iter().any(is_rising).then(|| Scale::of_server(server))
     }
 
-    /// The weight that `installed` stands for, while weights are multiplied.
-    pub fn unscaled(&self, service: Service, installed: u32) -> u32 {
-        let server = self.virtual_servers.iter().find(|server| server.service == service);
-        let factor = server.and_then(|server| self.scale(server)).map_or(1, |scale| u32::from(scale.factor));
-        installed.div_ceil(factor)
+    /// The scheduler that `installed` stands for, while one is in another's place.
+    pub fn shown_scheduler(&self, service: Service, installed: Scheduler) -> Scheduler {
+        let configured = self.virtual_server(service).filter(|server| self.scale(server).is_some());
+        let configured = configured.map(|server| server.policy.scheduler);
+        configured.filter(|configured| weighted(*configured) == installed).unwrap_or(installed)
+    }
+
+    /// The weight that `installed` stands for, while weights are multiplied: the configured one, or as much of it as a real server
+    /// has that rises.
+    pub fn shown_weight(&self, (service, address): &Member, installed: u32) -> u32 {
+        let Some(server) = self.virtual_server(*service) else { return installed };
+        let Some(scale) = self.scale(server) else { return installed };
+        let real = server.real_servers.iter().find(|real| real.address == *address);
+        let configured = real.map_or(Weight::ZERO, |real| real.weight);
+        match u32::from(scale.of(configured).get()) {
+            0 => installed.div_ceil(scale.factor.into()),
+            whole => u32::from(configured.get()).saturating_mul(installed).div_ceil(whole),
+        }
+    }
+
+    /// Whether a real server's weight is on its way up.
+    pub fn is_rising(&self, member: &Member) -> bool {
+        self.rising.contains_key(member)
+    }
+
+    fn virtual_server(&self, service: Service) -> Option<&VirtualServer> {
+        self.virtual_servers.iter().find(|server| server.service == service)
     }
 
     /// Takes real servers out of the schedule, for `span` or until they are given back; their connections go on.
@@ -245,7 +267,7 @@ impl Desired {
     }
 
     fn ramp(&self, (service, address): &Member) -> Option<Ramp> {
-        let server = self.virtual_servers.iter().find(|server| server.service == *service)?;
+        let server = self.virtual_server(*service)?;
         let real = server.real_servers.iter().find(|real| real.address == *address)?;
         Some(Ramp { weight: Scale::of_server(server).of(real.weight).get(), duration: server.policy.slow_start })
     }

@@ -1,6 +1,7 @@
 //! From what should be served to what is: the desired table, and the changes that lead there.
 
 pub mod desired;
+pub mod exchange;
 mod plan;
 
 use tracing::{debug, info};

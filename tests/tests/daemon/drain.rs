@@ -63,8 +63,8 @@ fn outlasts(forwarding: Forwarding, vip: IpAddr, connections: usize) -> Result<(
     assert_eq!(active, [case.quarter as u64; 4]);
 
     // With the other policy the connections of the removed one end, and no others.
-    let expire = |server: &Server| server.clone().key("removed_real_server = \"expire\"");
-    operated.reload(&without_fourth.each_ref().map(expire))?;
+    let [tcp_of_three, udp_of_three] = without_fourth;
+    operated.reload(&[tcp_of_three.key("removed_real_server = \"expire\""), udp_of_three])?;
     crowd.talk()?;
     assert_eq!(crowd.ended(), [(("real4".to_owned(), ErrorKind::ConnectionReset), case.quarter)].into());
     crowd.talk()?;
@@ -170,13 +170,22 @@ fn a_server_that_comes_back_gets_its_weight_little_by_little() -> Result<()> {
     let _echoes = echoes(&lab, ECHO)?;
     let tcp = Server::tcp(ECHO4).key("scheduler = \"wrr\"\nslow_start = \"4s\"");
     let server = tcp.clone().real(1, "weight = 20").real(2, "weight = 20");
-    let mut operated = Operated::start(&lab, &[server])?;
+    // While a weight rises, another scheduler with weights of its own is in this one's place.
+    let rr = Server::tcp((address::VIP4, 80)).key("slow_start = \"4s\"");
+    let mut operated = Operated::start(&lab, &[server, rr.clone().real(1, "weight = 7").real(2, "weight = 7")])?;
     let weight = || -> Result<u64> { operated.real(&tcp, 1)?["weight"].as_u64().context("no weight") };
     assert_eq!(weight()?, 20);
     operated.does(&["drain", "10.77.1.11"])?;
     assert_eq!(weight()?, 0);
     operated.does(&["undrain", "10.77.1.11"])?;
     let first = weight()?;
+    let shown = |server: &Server, number| -> Result<_> {
+        let real = operated.real(server, number)?;
+        Ok((real["weight"].as_u64().context("no weight")?, real["rising"].as_bool().context("not said")?))
+    };
+    assert_eq!((shown(&tcp, 2)?, shown(&rr, 2)?), ((20, false), (7, false)));
+    ensure!(shown(&tcp, 1)?.1 && (1..7).contains(&shown(&rr, 1)?.0), "{:?}", (shown(&tcp, 1)?, shown(&rr, 1)?));
+    assert_eq!(operated.scheduler(&rr)?, "rr");
     ensure!((1..=10).contains(&first), "weight {first} at once");
     // A fifth of the connections at most come now, not half.
     let early = newcomers(&lab, ECHO4, 20)?.get("real1").copied().unwrap_or(0);
@@ -189,6 +198,7 @@ fn a_server_that_comes_back_gets_its_weight_little_by_little() -> Result<()> {
     })?;
     ensure!(seen.is_sorted() && seen.iter().any(|weight| (first + 1..20).contains(weight)), "{seen:?}");
     assert_eq!(newcomers(&lab, ECHO4, 20)?, each(&[(1, 10), (2, 10)]));
+    wait_until("the other's end", || Ok(shown(&rr, 1)? == (7, false)))?;
     operated.stop()
 }
 

@@ -229,6 +229,15 @@ impl<'a> Operated<'a> {
         run(self.lab, &with_socket)
     }
 
+    /// Which scheduler the status says that a virtual server has.
+    pub fn scheduler(&self, server: &Server) -> Result<String> {
+        let status = self.daemon.status()?;
+        let mut servers = status["virtual_servers"].as_array().into_iter().flatten();
+        let (address, protocol) = (server.service.to_string(), server.protocol);
+        let meant = servers.find(|entry| entry["address"] == address && entry["protocol"] == protocol);
+        Ok(meant.and_then(|entry| entry["scheduler"].as_str()).context("no such virtual server")?.to_owned())
+    }
+
     /// What the status says of a real server.
     pub fn real(&self, server: &Server, number: u8) -> Result<Value> {
         let status = self.daemon.status()?;

@@ -37,8 +37,9 @@ fn what_a_running_daemon_cannot_take_is_refused_and_everything_goes_on() -> Resu
         operated.write(&[one[0].clone(), wide])?;
         operated.refuses(&["reload"], &["whether there are virtual servers with an IPv6 address", "restart it"])?;
 
-        // More than the maps were made for: 24 places, and a Maglev table.
-        let many = (100..124).fold(tcp.clone(), |server, last| server.real_at([10, 77, 1, last].into(), ""));
+        // More than the maps were made for: 264 places, and a Maglev table.
+        let far = |n: u16| [10, 78, n.to_be_bytes()[0], n.to_be_bytes()[1]];
+        let many = (1..=264).fold(tcp.clone(), |server, n| server.real_at(far(n).into(), ""));
         operated.write(&[many])?;
         operated.refuses(
             &["reload"],
@@ -87,6 +88,27 @@ fn virtual_servers_come_and_go_beside_one_in_use() -> Result<()> {
     })?;
     assert_eq!(crowd.ended(), [].into());
     assert_eq!(crowd.servers(), each(&[(1, 50), (2, 50)]));
+    operated.stop()
+}
+
+/// Of all that there may be, one becomes another, then all but one: there is no room for both at once.
+#[test]
+fn as_many_virtual_servers_as_there_may_be_can_be_replaced() -> Result<()> {
+    let Some(lab) = lab(Forwarding::Direct, Arms::One)? else { return Ok(()) };
+    let _echoes = echoes(&lab, ECHO)?;
+    let servers = |ports: std::ops::Range<u16>| -> Vec<Server> {
+        let others = ports.map(|port| Server::tcp((address::VIP4, port)).reals([1]));
+        [Server::tcp(ECHO4).reals([1, 2])].into_iter().chain(others).collect()
+    };
+    let mut operated = Operated::start(&lab, &servers(2000..3023))?;
+    let mut crowd = Crowd::connect(lab.client(), ECHO4, 10)?;
+    while_talking(&mut crowd, |rounds| {
+        assert_eq!(operated.reload(&servers(2001..3024))?, "reloaded: 2 virtual servers have changed\n");
+        assert_eq!(operated.reload(&servers(4000..5023))?, "reloaded: 2046 virtual servers have changed\n");
+        assert_eq!(operated.daemon.status()?["virtual_servers"].as_array().map(Vec::len), Some(1024));
+        rounds.pass()
+    })?;
+    assert_eq!(crowd.ended(), [].into());
     operated.stop()
 }
 

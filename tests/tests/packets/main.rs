@@ -23,6 +23,10 @@ mod decapsulation;
 #[cfg(test)]
 mod drops;
 #[cfg(test)]
+mod exchanges;
+#[cfg(test)]
+mod fill;
+#[cfg(test)]
 mod floods;
 #[cfg(test)]
 mod forwarding;

@@ -15,7 +15,7 @@ use crate::model::AccessList;
 /// What [`super::object::LoadOptions`] must have for a table, with room for changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Places for real servers: a power of two, 16..=16384.
+    /// Places for real servers: a power of two, 256..=16384.
     pub real_servers_max: u32,
     /// Length of `scheduler_rings`.
     pub ring_chunks: u32,
@@ -28,7 +28,7 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// For `table`: half as many places again, and room for each ring thrice: another is written while packets use one, and
+    /// For `table`: half as many places again, at least [`PLACES_MIN`], and room for each ring thrice: another is written while packets use one, and
     /// rings of different lengths leave gaps.
     pub fn of(table: &ServiceTable) -> Self {
         let (places, chunks) = sizes(table);
@@ -38,7 +38,7 @@ impl Capacity {
             all.any(|forwarding| forwarding == ForwardingMethod::Nat)
         };
         Self {
-            real_servers_max: (places + places / 2).clamp(16, REAL_PLACES_MAX).next_power_of_two(),
+            real_servers_max: (places + places / 2).clamp(PLACES_MIN, REAL_PLACES_MAX).next_power_of_two(),
             ring_chunks: (RING_ROOM * chunks).max(RING_CHUNKS_MIN),
             prefix_lines: PREFIX_ROOM.saturating_mul(prefix_lines(table)).max(PREFIX_LINES_MIN),
             nat: table.values().any(forwarding),
@@ -47,6 +47,8 @@ impl Capacity {
     }
 
     /// Whether maps of this size hold `table`, all of whose rings and lists may be written beside those in use.
+    ///
+    /// Removed real servers that keep connections have places, too, for a time: that is seen when the places are taken.
     pub fn has_room_for(&self, table: &ServiceTable) -> bool {
         let (places, chunks) = sizes(table);
         let prefixes = prefix_lines(table).saturating_mul(2);
@@ -73,6 +75,10 @@ fn prefix_lines(table: &ServiceTable) -> u32 {
 fn sizes(table: &ServiceTable) -> (u32, u32) {
     (table.values().map(places).sum(), table.values().map(ring_chunks).sum())
 }
+
+/// Removed real servers keep their places while they have connections, so that a few servers may be exchanged for others time
+/// and again. 32 KB.
+const PLACES_MIN: u32 = 256;
 
 /// With twice the length of all rings, exchanging one of `mh` and one of `wrr` in turn soon found no gap for the long one.
 const RING_ROOM: u32 = 3;
@@ -120,7 +126,7 @@ mod tests {
     fn a_small_table_has_the_smallest_maps() {
         let table = BTreeMap::from([(service("10.0.0.1:80"), servers(Scheduler::Rr, 2))]);
         let expected =
-            Capacity { real_servers_max: 16, ring_chunks: 64, prefix_lines: 65_536, nat: false, wide_tuples: false };
+            Capacity { real_servers_max: 256, ring_chunks: 64, prefix_lines: 65_536, nat: false, wide_tuples: false };
         assert_eq!(Capacity::of(&table), expected);
         assert_eq!(Capacity::of(&ServiceTable::new()), expected);
     }
@@ -131,10 +137,10 @@ mod tests {
         web.sorry_server = Some((([10, 0, 2, 1], 80).into(), ForwardingMethod::Nat));
         let table =
             BTreeMap::from([(service("10.0.0.1:80"), web), (service("[fd00::1]:80"), servers(Scheduler::Wrr, 3))]);
-        // 41 and 3 real servers take 48 and 8 places; half again are 84. Rings of 65,521 and 4096 elements are 2048 and 128 chunks of 32
+        // 41 and 3 real servers take 48 and 8 places; half again are 84, and the least is 256. Rings of 65,521 and 4096 elements are 2048 and 128 chunks of 32
         // each; 48 and 8 elements for the lists of chunks are 2 and 1: 3 * (2048 + 2 + 128 + 1).
         let expected =
-            Capacity { real_servers_max: 128, ring_chunks: 6537, prefix_lines: 65_536, nat: true, wide_tuples: true };
+            Capacity { real_servers_max: 256, ring_chunks: 6537, prefix_lines: 65_536, nat: true, wide_tuples: true };
         assert_eq!(Capacity::of(&table), expected);
     }
 
@@ -155,14 +161,18 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_for_one_virtual_server_has_room_for_another() {
-        let table = |addresses: &[&str]| -> ServiceTable {
-            addresses.iter().map(|address| (service(address), servers(Scheduler::Rr, 2))).collect()
+    fn what_was_made_for_one_virtual_server_has_room_for_others() {
+        let table = |servers_of_each: u8, count: u16| -> ServiceTable {
+            let servers = |port| (service(&format!("10.0.0.1:{port}")), servers(Scheduler::Rr, servers_of_each));
+            (1..=count).map(servers).collect()
         };
-        let capacity = Capacity::of(&table(&["10.0.0.1:80"]));
-        // Sixteen places, of which each takes eight.
-        assert!(capacity.has_room_for(&table(&["10.0.0.1:80", "10.0.0.2:80"])));
-        assert!(!capacity.has_room_for(&table(&["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"])));
+        let capacity = Capacity::of(&table(2, 1));
+        // 64 chunks of rings: twice sixteen times one for a ring, and one for the list of places.
+        assert!(capacity.has_room_for(&table(2, 16)));
+        assert!(!capacity.has_room_for(&table(2, 17)));
+        // 256 places.
+        assert!(capacity.has_room_for(&table(128, 2)));
+        assert!(!capacity.has_room_for(&table(129, 2)));
         // Twice 2049 chunks, and there are 64.
         assert!(!capacity.has_room_for(&BTreeMap::from([(service("10.0.0.1:80"), servers(Scheduler::Mh, 2))])));
     }

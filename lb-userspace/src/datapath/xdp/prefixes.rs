@@ -126,7 +126,7 @@ impl Prefixes {
                     return Err(DatapathError::Full {
                         table: "prefixes",
                         capacity: self.runs.capacity(),
-                        remedy: "restart with the configuration that allows and denies so much",
+                        remedy: "restart with the configuration that allows and denies so much".into(),
                     });
                 }
             }

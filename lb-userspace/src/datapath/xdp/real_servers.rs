@@ -1,5 +1,6 @@
 //! Real servers in their places: entry, load and chain of each, from its installation to its last connection.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
@@ -80,8 +81,14 @@ impl XdpDatapath {
         virtual_server: u32,
         servers: &Servers,
     ) -> Result<Placed, DatapathError> {
+        if servers.policy.removed_real_server == Removal::Expire {
+            self.expire_removed(service, servers)?;
+        }
         let wanted = wanted(servers);
-        let places = self.take_places(service, &wanted)?;
+        let places = match self.take_places(service, &wanted) {
+            Err(DatapathError::Full { .. }) if self.release_idle()? > 0 => self.take_places(service, &wanted)?,
+            taken => taken?,
+        };
         let mut placed = Placed { real_servers: Vec::new(), sorry_server: None };
         for ((role, real), index) in wanted.into_iter().zip(places) {
             self.write(service, virtual_server, servers, (&real, index))?;
@@ -95,12 +102,8 @@ impl XdpDatapath {
 
     /// Lets go of those real servers of `service` that it has no more: at once, or when their last connection ends.
     pub(super) fn retire(&mut self, service: Service, servers: &Servers) -> Result<(), DatapathError> {
-        let is_wanted = |tenant: &Tenant| match tenant.role {
-            Role::Real => servers.real_servers.contains_key(&tenant.address),
-            Role::Sorry => servers.sorry_server.is_some_and(|(address, _)| address == tenant.address),
-        };
-        let gone: Vec<u16> =
-            self.slots.places.of(service).filter(|(tenant, _)| !is_wanted(tenant)).map(|(_, index)| index).collect();
+        let gone = self.slots.places.of(service).filter(|(tenant, _)| !is_wanted(tenant, servers));
+        let gone: Vec<u16> = gone.map(|(_, index)| index).collect();
         for index in gone {
             match servers.policy.removed_real_server {
                 Removal::Keep => self.leave(index, entries::flags(service, &servers.policy))?,
@@ -149,13 +152,39 @@ impl XdpDatapath {
                 return Err(DatapathError::Full {
                     table: "real_servers",
                     capacity: self.slots.places.capacity(),
-                    remedy: "each virtual server takes its places by eights; restart with the configuration that needs so many",
+                    remedy: self.remedy_for_places(),
                 });
             };
             places.push(index);
             new.push(index);
         }
         Ok(places)
+    }
+
+    /// Gives up places of `service` that removed real servers still have for their connections, which are to end now.
+    fn expire_removed(&mut self, service: Service, servers: &Servers) -> Result<(), DatapathError> {
+        let leaving: Vec<u16> = self.slots.places.leaving().map(|(index, _)| index).collect();
+        for index in leaving {
+            let tenant = self.slots.places.tenant(index);
+            if tenant.is_some_and(|tenant| tenant.service == service && !is_wanted(&tenant, servers)) {
+                self.free(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What to do when there is no place for a real server.
+    fn remedy_for_places(&self) -> Cow<'static, str> {
+        const EIGHTS: &str =
+            "each virtual server takes its places by eights; restart with the configuration that needs so many";
+        match self.slots.places.leaving().count() {
+            0 => EIGHTS.into(),
+            removed => format!(
+                "{removed} of them are of removed real servers that still have connections; wait until these end (`evenkeel \
+                 status` shows how many), or write removed_real_server = \"expire\"; {EIGHTS}"
+            )
+            .into(),
+        }
     }
 
     fn take_place(&mut self, tenant: Tenant) -> Option<u16> {
@@ -285,6 +314,13 @@ impl XdpDatapath {
 
     pub(super) fn load(&self, index: u16) -> Result<&AtomicU64, DatapathError> {
         self.views.loads.word(index.into())
+    }
+}
+
+fn is_wanted(tenant: &Tenant, servers: &Servers) -> bool {
+    match tenant.role {
+        Role::Real => servers.real_servers.contains_key(&tenant.address),
+        Role::Sorry => servers.sorry_server.is_some_and(|(address, _)| address == tenant.address),
     }
 }
 

@@ -178,7 +178,7 @@ impl XdpDatapath {
             return Err(DatapathError::Full {
                 table: "interfaces",
                 capacity: INTERFACES_LENGTH,
-                remedy: "two interfaces' indexes differ by a multiple of 256; create one of them again",
+                remedy: "two interfaces' indexes differ by a multiple of 256; create one of them again".into(),
             });
         }
         self.maps.set("interfaces", index, InterfaceEntry { ifindex, mac, reserved: 0, part_of: part_of.unwrap_or(0) })
@@ -311,7 +311,7 @@ impl XdpDatapath {
                     return Err(DatapathError::Full {
                         table: "virtual_servers",
                         capacity: VIRTUAL_SERVERS_MAX,
-                        remedy: "run a second instance for the rest",
+                        remedy: "run a second instance for the rest".into(),
                     });
                 }
             }
@@ -333,7 +333,7 @@ impl XdpDatapath {
                     return Err(DatapathError::Full {
                         table: "scheduler_rings",
                         capacity: runs.capacity(),
-                        remedy: "restart with the configuration that needs so much",
+                        remedy: "restart with the configuration that needs so much".into(),
                     });
                 }
             }

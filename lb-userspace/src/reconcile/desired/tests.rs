@@ -89,7 +89,9 @@ fn what_comes_back_rises_over_its_slow_start() {
     // A hundred times as heavy while it lasts.
     assert_eq!(weights(&desired, 1, now), [1, 1000]);
     assert_eq!(weights(&desired, 1, now + 5 * SECOND), [500, 1000]);
-    assert_eq!(desired.unscaled(service(1), 500), 5);
+    let member = |n| (service(1), real(n, 0).address);
+    assert_eq!([(1, 500), (2, 1000)].map(|(n, installed)| desired.shown_weight(&member(n), installed)), [5, 10]);
+    assert_eq!([1, 2].map(|n| desired.is_rising(&member(n))), [true, false]);
     assert_eq!(desired.deadline(now + 5 * SECOND), Some(now + 5 * SECOND + SECOND / 10));
     desired.expire(now + 10 * SECOND);
     assert_eq!(weights(&desired, 1, now + 10 * SECOND), [10, 10]);
@@ -125,5 +127,35 @@ fn also_weights_of_one_and_schedulers_without_weights_start_slowly() {
         desired.expire(now + 10 * SECOND);
         assert_eq!(weights(&desired, 1, now + 10 * SECOND), [1, 7]);
         assert_eq!(desired.table(now + 10 * SECOND)[&service(1)].policy.scheduler, scheduler);
+    }
+}
+
+#[test]
+fn while_one_rises_scheduler_and_weights_are_shown_as_they_are_configured() {
+    let now = Instant::now();
+    for scheduler in [Scheduler::Rr, Scheduler::Lc, Scheduler::Wlc] {
+        let mut server = virtual_server(1, &[real(1, 7), real(2, 7), real(3, 7), real(4, 0)], 10 * SECOND);
+        server.policy.scheduler = scheduler;
+        let mut desired = Desired::new(vec![server], 250);
+        desired.drain(&selector(1), None, now);
+        desired.undrain(&selector(1), now);
+        desired.drain(&selector(3), None, now);
+        let shown = |desired: &Desired, now: Instant| -> Vec<u32> {
+            let installed = desired.table(now).remove(&service(1)).unwrap().real_servers;
+            let weight = |(address, settings): (&SocketAddr, &crate::datapath::Settings)| {
+                desired.shown_weight(&(service(1), *address), settings.weight.get().into())
+            };
+            installed.iter().map(weight).collect()
+        };
+        // Half of seven; the second does not rise, the third is drained, the fourth has none.
+        assert_eq!(shown(&desired, now + 5 * SECOND), [4, 7, 0, 0], "{}", scheduler.name());
+        assert_eq!(shown(&desired, now), [1, 7, 0, 0]);
+        let installed = desired.table(now)[&service(1)].policy.scheduler;
+        assert_eq!(desired.shown_scheduler(service(1), installed), scheduler);
+        // What is installed against all expectation is shown as it is.
+        assert_eq!(desired.shown_scheduler(service(1), Scheduler::Mh), Scheduler::Mh);
+        desired.expire(now + 10 * SECOND);
+        assert_eq!(shown(&desired, now + 10 * SECOND), [7, 7, 0, 0]);
+        assert_eq!(desired.shown_scheduler(service(1), scheduler), scheduler);
     }
 }

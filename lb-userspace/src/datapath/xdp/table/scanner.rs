@@ -74,6 +74,11 @@ impl Scanner {
         }
     }
 
+    /// One that begins at the start of the table, after another that has found and done what is in `report`.
+    pub fn after(constants: Constants, report: Report) -> Self {
+        Self { report, ..Self::new(constants) }
+    }
+
     /// Goes over the next slice at the coarse tick `now`, and looks at the loads. Returns the loads that it put right.
     ///
     /// Between two slices every packet must be through that was under way when the first ended, as in [`PAUSE`].
@@ -125,9 +130,9 @@ impl Scanner {
     }
 }
 
-/// Coarse ticks that a round of `slices` slices takes, at least 1.
+/// Coarse ticks that a round of `slices` slices takes, rounded up, at least 1.
 fn round_ticks(slices: usize, jiffies_per_second: u32) -> u32 {
     let milliseconds = PAUSE.as_millis() * u128::try_from(slices).unwrap_or(u128::MAX);
     let jiffies = milliseconds * u128::from(jiffies_per_second) / 1000;
-    u32::try_from(jiffies >> TICK_SHIFT).unwrap_or(u32::MAX).max(1)
+    u32::try_from(jiffies.div_ceil(1 << TICK_SHIFT)).unwrap_or(u32::MAX).max(1)
 }

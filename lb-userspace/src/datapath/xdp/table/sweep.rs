@@ -10,7 +10,8 @@ use super::hops::Named;
 use super::words::{ServiceWords, SlotWords, Tables};
 
 /// What a virtual server's persistence timeout is divided by for how often live connections renew their template. A template
-/// thus outlives its last connection by at least 7/8 of the timeout, and at most by all of it.
+/// thus outlives its last connection by at least 7/8 of the timeout, and at most by all of it. No more often than once a round: what
+/// is installed is longer than a round takes, for tables of up to twenty million connections.
 ///
 /// A renewal is a look-up, a cache miss or two. Ten million persistent connections at a timeout of 6 minutes make a million
 /// of them a round: some 3 % of a CPU.

@@ -1,5 +1,6 @@
 //! The scan in a thread of its own, so that it never delays the control loop and is never delayed by it.
 
+use std::any::Any;
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,9 +41,13 @@ pub enum ScanError {
 /// The running scan. Dropping it waits for the slice or audit that is under way: some milliseconds.
 pub struct Scan {
     report: Arc<Mutex<Report>>,
-    /// Both are there until the drop.
+    work: Arc<Work>,
+    /// Both are there until the drop, or where the thread could not be started again.
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
+
+/// What the thread does until the channel's sender is gone.
+type Work = dyn Fn(&Receiver<()>, &Mutex<Report>) + Send + Sync;
 
 impl Scan {
     /// Starts it over the tables of `datapath`.
@@ -52,12 +57,40 @@ impl Scan {
     /// As [`ScanError`] tells.
     pub fn start(datapath: &XdpDatapath, constants: Constants) -> Result<Self, ScanError> {
         let (tables, clock) = (MappedTables::of(datapath)?, Clock::load()?);
+        Self::of(move |stopped, report| run(&tables, &clock, constants, stopped, report))
+    }
+
+    fn of(work: impl Fn(&Receiver<()>, &Mutex<Report>) + Send + Sync + 'static) -> Result<Self, ScanError> {
+        let mut scan = Self { report: Arc::default(), work: Arc::new(work), thread: None };
+        scan.spawn()?;
+        Ok(scan)
+    }
+
+    fn spawn(&mut self) -> Result<(), ScanError> {
         let (stop, stopped) = mpsc::channel();
-        let report = Arc::new(Mutex::new(Report::default()));
-        let shared = Arc::clone(&report);
-        let run = move || run(&tables, &clock, Scanner::new(constants), &stopped, &shared);
+        let (work, report) = (Arc::clone(&self.work), Arc::clone(&self.report));
+        let run = move || work(&stopped, &report);
         let thread = thread::Builder::new().name("table-scan".to_owned()).spawn(run).map_err(ScanError::Thread)?;
-        Ok(Self { report, thread: Some((stop, thread)) })
+        self.thread = Some((stop, thread));
+        Ok(())
+    }
+
+    /// Starts the scan again if its thread has ended, which only a fault makes it do; says whether it did. Without it nothing
+    /// expires, and nothing is repaired.
+    ///
+    /// # Errors
+    ///
+    /// [`ScanError::Thread`]; it is tried again at the next call.
+    pub fn revive(&mut self) -> Result<bool, ScanError> {
+        if self.thread.as_ref().is_some_and(|(_, thread)| !thread.is_finished()) {
+            return Ok(false);
+        }
+        let ended = self.thread.take().and_then(|(_, thread)| thread.join().err());
+        if let Some(panic) = ended {
+            error!(panic = message(&*panic), "the scan of the connection table has ended by a panic; it begins anew");
+        }
+        self.spawn()?;
+        Ok(true)
     }
 
     /// What it has found and done until now.
@@ -77,6 +110,12 @@ impl Drop for Scan {
     }
 }
 
+/// What a panic has said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("")
+}
+
 /// Goes over the whole table once, before a scan begins: what is over ends, and above all what connections of real servers
 /// that are gone from their places are left, so that none follows the next one there. Returns how many have ended.
 ///
@@ -93,8 +132,10 @@ pub fn sweep_once(datapath: &XdpDatapath, constants: &Constants) -> Result<u64, 
 }
 
 /// One slice after another until the sender of `stopped` is gone.
-fn run(tables: &MappedTables, clock: &Clock, mut scanner: Scanner, stopped: &Receiver<()>, report: &Mutex<Report>) {
+fn run(tables: &MappedTables, clock: &Clock, constants: Constants, stopped: &Receiver<()>, report: &Mutex<Report>) {
     let tables = tables.tables();
+    let before = *report.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut scanner = Scanner::after(constants, before);
     let mut is_failing = false;
     while stopped.recv_timeout(PAUSE) == Err(RecvTimeoutError::Timeout) {
         match clock.tick() {
@@ -149,4 +190,52 @@ fn names(tables: &Tables<'_>, index: u16) -> (String, String) {
         format!("{} {}", key.protocol.name(), super::words::socket_address(key.vip, key.port))
     });
     (address, virtual_server)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_scan_that_has_died_is_noticed_and_begins_anew_with_what_it_had_counted() {
+        let runs = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&runs);
+        let mut scan = Scan::of(move |stopped, report| {
+            let run = counted.fetch_add(1, Ordering::SeqCst);
+            // Held, as in the midst of a report.
+            let mut held = report.lock().unwrap_or_else(PoisonError::into_inner);
+            held.expired += 5;
+            assert!(run != 0, "the first of them dies");
+            drop(held);
+            assert!(stopped.recv().is_err(), "nobody sends anything");
+        })
+        .expect("a thread can be started");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !scan.revive().expect("a thread can be started") {
+            assert!(Instant::now() < deadline, "it was not noticed");
+            thread::sleep(Duration::from_millis(1));
+        }
+        while scan.report().expired != 10 {
+            assert!(Instant::now() < deadline, "{:?}", scan.report());
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!scan.revive().expect("nothing is to be started"), "it lives");
+        assert_eq!(runs.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn what_a_panic_says_is_told() {
+        let panic = |text: &str| {
+            thread::spawn({
+                let text = text.to_owned();
+                move || assert!(text.is_empty(), "{text} is not empty")
+            })
+        };
+        assert_eq!(message(&*panic("one").join().unwrap_err()), "one is not empty");
+        assert_eq!(message(&5_u8), "");
+        assert_eq!(message(&"plain"), "plain");
+    }
 }

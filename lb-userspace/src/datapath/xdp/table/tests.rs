@@ -18,6 +18,8 @@ use super::packet_path::{Cpu, quiesce};
 use super::scanner::{Constants, Scanner};
 use super::sweep::{Census, Sweep, Swept, Time};
 use super::words::Counts;
+use crate::datapath::Policy;
+use crate::model::{self, Persistence};
 
 /// Ten ticks half-open, a hundred established, twenty closing, five closed, fifty UDP, no limit of its own for templates.
 const TIMEOUTS: Timeouts = Timeouts::new(10, 100, 20, 5, 50);
@@ -175,6 +177,33 @@ fn a_template_lives_as_long_as_a_connection_does() {
     sweep(&memory, 100, 1);
     assert_eq!(memory.meta(slot + 2), meta(State::TEMPLATE, 100));
     assert_eq!(memory.meta(other).last_seen(), 90);
+}
+
+#[test]
+fn a_template_of_a_second_lives_as_long_as_a_connection_does() {
+    let memory = memory();
+    let persistence = Persistence { timeout: Duration::from_secs(1), prefix_length: 24 };
+    let policy = model::Policy { persistence: Some(persistence), ..model::Policy::new(Scheduler::Rr) };
+    let ticks = Policy::new(&policy, 250).persistence.unwrap().ticks;
+    memory.put_virtual(0, Virtual { persistence_timeout: ticks.into(), ..persistent(0) });
+    let template = key("192.0.2.0", 0);
+    let slot = memory.first_slot(template);
+    memory.put(slot, template, meta(State::TEMPLATE, 100));
+    memory.put(slot + 1, key("192.0.2.9", 4000), meta(State::ESTABLISHED, 100));
+    // Rounds of 4 s, which are four ticks, and now and then one tick more.
+    let mut now = 100;
+    for round in 0..20 {
+        now += 4 + u16::try_from(round % 3 / 2).unwrap();
+        sweep(&memory, now, round);
+        assert_eq!(memory.meta(slot).state(), State::TEMPLATE, "round {round}: its client's connection is still known");
+    }
+    let connection = memory.tables().slots().nth(slot + 1).unwrap();
+    assert!(connection.replace(memory.meta(slot + 1), Meta::FREE));
+    // It has been renewed just now, so it lives for all of its time: 7 ticks.
+    sweep(&memory, now + 7, 20);
+    assert_eq!(memory.meta(slot).state(), State::TEMPLATE);
+    sweep(&memory, now + 8, 21);
+    assert_eq!(memory.meta(slot), Meta::FREE);
 }
 
 #[test]
