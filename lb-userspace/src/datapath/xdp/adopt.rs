@@ -170,13 +170,17 @@ impl XdpDatapath {
             if entry.generation != 0 && !is_stray {
                 continue;
             }
-            if self.load(*index)?.load(Acquire) != load::NO_WEIGHT {
-                self.load(*index)?.store(load::NO_WEIGHT, Release);
-            }
             if is_stray {
                 self.slots.places.had(*index, entry.generation);
                 self.views.real_servers.set((*index).into(), &RealServerEntry { generation: 0, ..*entry })?;
-                self.views.real_servers.set((*index).into(), &entries::free_place(entry.next_same))?;
+            }
+            // Its costs too, or what its last connections are taken off by would be missing from the load.
+            let free = entries::free_place(entry.next_same);
+            if is_stray || *entry != free {
+                self.views.real_servers.set((*index).into(), &free)?;
+            }
+            if self.load(*index)?.load(Acquire) != load::NO_WEIGHT {
+                self.load(*index)?.store(load::NO_WEIGHT, Release);
             }
         }
         Ok(())

@@ -22,7 +22,7 @@ use crate::model::Service;
 pub struct Found {
     /// Who has what.
     pub slots: Slots,
-    /// Real servers of no virtual server.
+    /// Real servers of no virtual server, or in no role that is left.
     pub strays: Vec<u16>,
     /// Every source of replies, with its real servers in order.
     pub chains: BTreeMap<Source, BTreeSet<u16>>,
@@ -51,21 +51,28 @@ pub fn sort_out(
     let by_index: BTreeMap<u32, (Service, &VirtualServerEntry)> =
         virtual_servers.iter().map(|(service, entry)| (entry.index, (*service, entry))).collect();
     let (mut strays, mut chains) = (Vec::new(), BTreeMap::<Source, BTreeSet<u16>>::new());
-    // Of two in one role, the one that is in use comes first.
+    let is_sorry = |index: u16, entry: &RealServerEntry| {
+        by_index.get(&entry.virtual_server).is_some_and(|(_, published)| published.sorry_server == u32::from(index))
+    };
+    // The sorry server's role is known; of two in the other one, the one that is in use comes first.
     let mut present: Vec<&(u16, RealServerEntry)> =
         real_servers.iter().filter(|(_, entry)| entry.generation != 0).collect();
-    present.sort_by_key(|(index, entry)| (entries::is_removed(entry), *index));
+    present.sort_by_key(|(index, entry)| (!is_sorry(*index, entry), entries::is_removed(entry), *index));
     for (index, entry) in present {
-        let Some((service, published)) = by_index.get(&entry.virtual_server) else {
+        let Some((service, _)) = by_index.get(&entry.virtual_server) else {
             strays.push(*index);
             continue;
         };
         let address = entries::address(entry);
-        let role = role(&slots, *service, address, published.sorry_server == u32::from(*index));
-        let tenant = role.map(|role| Tenant { service: *service, role, address });
-        let Some(tenant) = tenant.filter(|tenant| slots.places.found(*tenant, *index, entry.generation)) else {
-            return Err(format!("{address} of {service} at index {index}, beside another"));
+        let Some(role) = role(&slots, *service, address, is_sorry(*index, entry)) else {
+            // Its forwarding method was being changed, so that it had a new place while it still had the old one.
+            strays.push(*index);
+            continue;
         };
+        let tenant = Tenant { service: *service, role, address };
+        if !slots.places.found(tenant, *index, entry.generation) {
+            return Err(format!("{address} of {service} at index {index}, beside another"));
+        }
         if entries::is_removed(entry) {
             slots.places.leave(*index, now);
         }
@@ -157,7 +164,13 @@ mod tests {
             said(&two, &[real(0, 0, 1), real(1, 1, 1)]),
             "10.0.1.1:80 of tcp 10.0.0.1:81 at index 1, beside another"
         );
-        let thrice = [real(0, 0, 1), real(1, 0, 1), real(2, 0, 1)];
-        assert!(said(&two, &thrice).contains("at index 2"));
+    }
+
+    #[test]
+    fn of_three_with_one_address_the_sorry_server_keeps_its_place_and_the_last_is_a_stray() {
+        let servers = [published(80, 0, 0, Some(2))];
+        let found = found(&servers, &[real(0, 0, 1), real(1, 0, 1), real(2, 0, 1)]).unwrap();
+        assert_eq!((place(&found, 80, Role::Sorry, 1), place(&found, 80, Role::Real, 1)), (Some(2), Some(0)));
+        assert_eq!(found.strays, [1]);
     }
 }
