@@ -450,9 +450,11 @@ fn follow(
 
 /// One line a packet that goes to a real server.
 ///
-/// It reads the packet anew: what a function of its own is given a pointer to would lie on the stack for every packet.
+/// It reads the packet anew: what a function of its own is given a pointer to would lie on the stack for every packet. A
+/// global one, verified once: for each path that leads here it would be more than Linux 6.1 has patience for.
 #[inline(never)]
-fn log_packet(ctx: *mut xdp_md, index: u32) {
+#[unsafe(no_mangle)]
+pub extern "C" fn log_packet(ctx: *mut xdp_md, index: u32) -> u32 {
     let ctx = &XdpContext::new(ctx);
     let packet = match parse::version(ctx) {
         Some(Version::Ipv4) => parse::ipv4(ctx).or_else(|| exceptional::ipv4(ctx)),
@@ -460,7 +462,7 @@ fn log_packet(ctx: *mut xdp_md, index: u32) {
         None => None,
     };
     let Some(Packet { source, destination, source_port, destination_port, protocol, is_ipv4, .. }) = packet else {
-        return;
+        return 0;
     };
     let (from, to) = (source_port.number(), destination_port.number());
     let protocol = protocol.name();
@@ -471,6 +473,7 @@ fn log_packet(ctx: *mut xdp_md, index: u32) {
         let (source, destination) = (source.octets, destination.octets);
         info!(ctx, "{} [{:i}]:{} -> [{:i}]:{} to real server {}", protocol, source, from, destination, to, index);
     }
+    0
 }
 
 /// Applies `change` to this CPU's counters of a virtual server and of a real server.

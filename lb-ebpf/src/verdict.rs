@@ -1,9 +1,10 @@
 //! From a [`Verdict`] or [`Stop`] to an XDP action; the only place that knows them, and that counts drops.
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::info;
+use aya_log_ebpf::macro_support::{Level, level_enabled};
 use lb_common::drop_reason::DropReason;
 use lb_common::service::Refusal;
 
@@ -159,9 +160,20 @@ pub fn action(ctx: &XdpContext, decision: Result<Verdict, Stop>) -> u32 {
 
 #[inline(always)]
 fn count(ctx: &XdpContext, reason: u32) {
-    info!(ctx, "not forwarded, reason {}", reason);
+    // The verifier removes the branch where the packet log is off.
+    if level_enabled(Level::Info) {
+        log_drop(ctx.ctx, reason);
+    }
     if let Some(counter) = maps::DROPS.get_ptr_mut(reason) {
         // SAFETY: this CPU's own element; nothing else writes it while the program runs.
         unsafe { *counter += 1 };
     }
+}
+
+/// One line a packet that is not forwarded; verified once, as `log_packet`.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn log_drop(ctx: *mut xdp_md, reason: u32) -> u32 {
+    info!(&XdpContext::new(ctx), "not forwarded, reason {}", reason);
+    0
 }
