@@ -199,13 +199,13 @@ fn room(bucket: *mut Bucket) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn victim(buckets: u64, class: u32) -> u32 {
-    let (one, two) = (buckets as u32, (buckets >> 32) as u32);
-    let (Some(first), Some(second)) = (maps::CONNECTIONS.get_ptr_mut(one), maps::CONNECTIONS.get_ptr_mut(two)) else {
-        return NO_SLOT;
-    };
     let now = u64::from(clock::tick());
-    let best = weakest(first, 0, now, u64::MAX >> 1);
-    let best = weakest(second, SLOTS as u64, now, best);
+    // One after the other: fewer values at a time lie on the stack, of which there are 32 bytes left here (Linux 6.1).
+    let (one, two) = (buckets as u32, (buckets >> 32) as u32);
+    let Some(bucket) = maps::CONNECTIONS.get_ptr_mut(one) else { return NO_SLOT };
+    let best = weakest(bucket, 0, now, u64::MAX >> 1);
+    let Some(bucket) = maps::CONNECTIONS.get_ptr_mut(two) else { return NO_SLOT };
+    let best = weakest(bucket, SLOTS as u64, now, best);
     if best >> RANK_CLASS > u64::from(highest_class(class as u8)) {
         return NO_SLOT;
     }
@@ -233,10 +233,10 @@ fn highest_class(class: u8) -> u8 {
 fn weakest(bucket: *mut Bucket, offset: u64, now: u64, best: u64) -> u64 {
     let words = bucket.cast::<u64>();
     let mut best = best;
-    let mut slot = 0;
-    while slot < SLOTS {
+    let (mut slot, slots) = (0, word::slots());
+    while slot < slots {
         // SAFETY: a word of a live map element.
-        let meta = unsafe { word::read(words.add(slot * 2 + 1)) };
+        let meta = unsafe { word::read(words.add(word::lane(slot as u64) * 2 + 1)) };
         let rank = rank(meta, now) | offset | slot as u64;
         let less = rank.wrapping_sub(best);
         best = best.wrapping_add(less & word::negative_mask(less));
@@ -256,7 +256,7 @@ fn rank(meta: u64, now: u64) -> u64 {
     let class = state >> 4;
     // One packet after the SYN proves no more than the SYN does: a sender that nobody answers to may have made it up.
     let is_settling = word::negative_mask((class ^ SETTLING_CLASS).wrapping_sub(1));
-    let is_silent = word::negative_mask(u64::from(timeout(State::OPENING)).wrapping_sub(age));
+    let is_silent = word::negative_mask(u64::from(crate::place::half_open_timeout()).wrapping_sub(age));
     let class = class ^ ((SETTLING_CLASS ^ CLOSING_CLASS) & is_settling & is_silent);
     let class = class ^ ((class ^ 1) & is_expired);
     class << RANK_CLASS | (0xffff - age) << 4

@@ -50,6 +50,7 @@ pub fn balance(ctx: XdpContext) -> u32 {
 /// A program of its own, which `balance` jumps to: these packets then cost the others nothing, neither time nor stack nor
 /// the verifier's patience.
 #[xdp]
+#[inline(always)]
 pub fn exceptional(ctx: XdpContext) -> u32 {
     verdict::action(&ctx, exceptional::run(&ctx))
 }

@@ -95,6 +95,14 @@ impl Place {
     }
 }
 
+/// The timeout of [`State::OPENING`], in ticks.
+#[cfg(not(feature = "lru"))]
+#[inline(always)]
+pub fn half_open_timeout() -> u16 {
+    // SAFETY: an element of the table, as in `timeout`.
+    unsafe { word::read((&raw const maps::TIMEOUTS).cast::<u16>().add(State::OPENING as usize)) }
+}
+
 /// The timeout of a state, in ticks.
 #[inline(always)]
 pub fn timeout(state: u8) -> u16 {

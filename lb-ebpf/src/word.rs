@@ -114,6 +114,17 @@ pub fn lane(word: u64) -> usize {
     word as usize
 }
 
+/// [`lb_common::connection::SLOTS`], as a number that LLVM does not know, so that it leaves a loop over them a loop: unrolled, it
+/// keeps so much on the stack that the program does not load on kernels that round frames up to 32 bytes (6.1).
+#[cfg(not(feature = "lru"))]
+#[inline(always)]
+pub fn slots() -> usize {
+    let slots: u64;
+    // SAFETY: one instruction on one register.
+    unsafe { core::arch::asm!("{0} = 8", out(reg) slots, options(pure, nomem, nostack, preserves_flags)) };
+    slots as usize
+}
+
 /// `word` modulo 128, as [`lane`].
 #[inline(always)]
 pub fn seven_bits(word: u64) -> usize {
