@@ -54,10 +54,13 @@ pub fn sort_out(
     let is_sorry = |index: u16, entry: &RealServerEntry| {
         by_index.get(&entry.virtual_server).is_some_and(|(_, published)| published.sorry_server == u32::from(index))
     };
-    // The sorry server's role is known; of two in the other one, the one that is in use comes first.
+    // The sorry server's role is known; of two in the other one, the one that is in use comes first. One that was a sorry server
+    // until now has no weight.
     let mut present: Vec<&(u16, RealServerEntry)> =
         real_servers.iter().filter(|(_, entry)| entry.generation != 0).collect();
-    present.sort_by_key(|(index, entry)| (!is_sorry(*index, entry), entries::is_removed(entry), *index));
+    present.sort_by_key(|(index, entry)| {
+        (!is_sorry(*index, entry), entries::is_removed(entry), entry.weight == 0, *index)
+    });
     for (index, entry) in present {
         let Some((service, _)) = by_index.get(&entry.virtual_server) else {
             strays.push(*index);
