@@ -350,6 +350,12 @@ impl Spec {
         SocketAddr::new(self.family_of(which).real(self.number(n, which)), port)
     }
 
+    /// The real server's address, or where that is of the other family the one beside it: no packet has both.
+    fn address_in_packets(&self, n: u8, which: u8) -> SocketAddr {
+        let port = self.real_address(n, which).port();
+        SocketAddr::new(self.family.real(self.number(n, which)), port)
+    }
+
     /// Only tunnels lead to real servers of the other family: to every second.
     fn family_of(&self, which: u8) -> Family {
         match (self.method(which), which % 4, self.family) {
@@ -391,7 +397,7 @@ impl Spec {
 
     /// A packet of real server `real` to a client.
     pub fn answer(&self, n: u8, real: u8, which: Which, look: Look) -> Frame {
-        let mut from = self.real_address(n, real);
+        let mut from = self.address_in_packets(n, real);
         if from.port() == 0 {
             from.set_port(self.vip_port(which));
         }
@@ -408,7 +414,7 @@ impl Spec {
                 self.dressed(Frame::new(from, self.client(which), self.transport(look)), look)
             }
             Some(real) => {
-                let mut to = self.real_address(n, real);
+                let mut to = self.address_in_packets(n, real);
                 if to.port() == 0 {
                     to.set_port(self.vip_port(which));
                 }
@@ -424,7 +430,7 @@ impl Spec {
 
     /// A packet of a client to real server `real`.
     pub fn direct(&self, n: u8, real: u8, which: Which, look: Look) -> Frame {
-        let mut to = self.real_address(n, real);
+        let mut to = self.address_in_packets(n, real);
         if to.port() == 0 {
             to.set_port(self.vip_port(which));
         }
