@@ -10,7 +10,7 @@ use lb_common::real::{NextHop, NextHopState, ServerCounts};
 use lb_common::service::{ForwardingMethod, IndexBucket, Refusal, Scheduler};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use proptest::test_runner::{TestRng, TestRunner};
+use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::datapath::xdp::capacity::Capacity;
