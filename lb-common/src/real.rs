@@ -74,6 +74,9 @@ pub mod real_flag {
     pub const REMOVED: u16 = 1;
     /// Its address is IPv6; with `tun` the outer header is, whatever the family of the VIP.
     pub const IPV6: u16 = 1 << 1;
+    /// It is its virtual server's sorry server, which may have the address of one of the real servers; never changes while the
+    /// place is not free.
+    pub const SORRY: u16 = 1 << 2;
 }
 
 /// Value of `real_servers`: one real server of one virtual server.

@@ -11,6 +11,7 @@ use lb_common::service::{
 };
 
 use super::chains::Source;
+use super::places::Role;
 use super::way::Way;
 use crate::datapath::{Clients, Persistence, Policy};
 use crate::model::{Removal, Service, Thresholds, Weight};
@@ -196,6 +197,8 @@ pub fn free_place(next_same: u32) -> RealServerEntry {
 /// A real server as it is to be installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RealServer {
+    /// What for.
+    pub role: Role,
     /// Address and port.
     pub address: SocketAddr,
     /// How packets reach it.
@@ -211,7 +214,8 @@ pub struct RealServer {
 impl RealServer {
     /// Its entry, of no generation and at the end of its chain, behind virtual server number `virtual_server`.
     pub fn entry(&self, service: Service, virtual_server: u32, way: &Way) -> RealServerEntry {
-        let Self { address, forwarding, weight, thresholds, cost } = *self;
+        let Self { role, address, forwarding, weight, thresholds, cost } = *self;
+        let family = if address.is_ipv6() { real_flag::IPV6 } else { 0 };
         let (address_delta, transport_delta) = match forwarding {
             ForwardingMethod::Nat => deltas(service.address, address),
             ForwardingMethod::Dr | ForwardingMethod::Tun => (0, 0),
@@ -220,7 +224,7 @@ impl RealServer {
             forwarding,
             virtual_server,
             port: Port::new(address.port()),
-            flags: if address.is_ipv6() { real_flag::IPV6 } else { 0 },
+            flags: family | if role == Role::Sorry { real_flag::SORRY } else { 0 },
             next_hop: way.next_hop(forwarding),
             address: address.ip().into(),
             address_delta,
@@ -252,6 +256,11 @@ fn deltas(from: SocketAddr, to: SocketAddr) -> (u32, u32) {
         (from, to) => addresses.replace16(Port::new(from).to_wire(), Port::new(to).to_wire()),
     };
     (addresses.folded(), transport.folded())
+}
+
+/// What a real server's entry is there for.
+pub fn role(entry: &RealServerEntry) -> Role {
+    if entry.flags & real_flag::SORRY == 0 { Role::Real } else { Role::Sorry }
 }
 
 /// Address and port of a real server's entry.
@@ -372,6 +381,7 @@ mod tests {
 
     fn real_server(address: &str, forwarding: ForwardingMethod) -> RealServer {
         RealServer {
+            role: Role::Real,
             address: address.parse().unwrap(),
             forwarding,
             weight: Weight::new(7),

@@ -2,10 +2,9 @@
 //! is given.
 //!
 //! Nothing is taken for what it is by its index alone: a virtual server is one by its key, a real server by virtual server,
-//! address and port. What belongs to no virtual server any more, or not yet, is a stray.
+//! role, address and port. What belongs to no virtual server any more, or not yet, is a stray.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use lb_common::real::RealServerEntry;
@@ -13,7 +12,7 @@ use lb_common::service::{ForwardingMethod, VirtualServerEntry};
 
 use super::chains::Source;
 use super::entries;
-use super::places::{Role, Tenant};
+use super::places::Tenant;
 use super::slots::Slots;
 use crate::model::Service;
 
@@ -22,7 +21,7 @@ use crate::model::Service;
 pub struct Found {
     /// Who has what.
     pub slots: Slots,
-    /// Real servers of no virtual server, or in no role that is left.
+    /// Real servers of no virtual server.
     pub strays: Vec<u16>,
     /// Every source of replies, with its real servers in order.
     pub chains: BTreeMap<Source, BTreeSet<u16>>,
@@ -48,30 +47,15 @@ pub fn sort_out(
             ));
         }
     }
-    let by_index: BTreeMap<u32, (Service, &VirtualServerEntry)> =
-        virtual_servers.iter().map(|(service, entry)| (entry.index, (*service, entry))).collect();
+    let by_index: BTreeMap<u32, Service> =
+        virtual_servers.iter().map(|(service, entry)| (entry.index, *service)).collect();
     let (mut strays, mut chains) = (Vec::new(), BTreeMap::<Source, BTreeSet<u16>>::new());
-    let is_sorry = |index: u16, entry: &RealServerEntry| {
-        by_index.get(&entry.virtual_server).is_some_and(|(_, published)| published.sorry_server == u32::from(index))
-    };
-    // The sorry server's role is known; of two in the other one, the one that is in use comes first. One that was a sorry server
-    // until now has no weight.
-    let mut present: Vec<&(u16, RealServerEntry)> =
-        real_servers.iter().filter(|(_, entry)| entry.generation != 0).collect();
-    present.sort_by_key(|(index, entry)| {
-        (!is_sorry(*index, entry), entries::is_removed(entry), entry.weight == 0, *index)
-    });
-    for (index, entry) in present {
-        let Some((service, _)) = by_index.get(&entry.virtual_server) else {
+    for (index, entry) in real_servers.iter().filter(|(_, entry)| entry.generation != 0) {
+        let Some(service) = by_index.get(&entry.virtual_server) else {
             strays.push(*index);
             continue;
         };
-        let address = entries::address(entry);
-        let Some(role) = role(&slots, *service, address, is_sorry(*index, entry)) else {
-            // Its forwarding method was being changed, so that it had a new place while it still had the old one.
-            strays.push(*index);
-            continue;
-        };
+        let (role, address) = (entries::role(entry), entries::address(entry));
         let tenant = Tenant { service: *service, role, address };
         if !slots.places.found(tenant, *index, entry.generation) {
             return Err(format!("{address} of {service} at index {index}, beside another"));
@@ -88,14 +72,6 @@ pub fn sort_out(
     Ok(Found { slots, strays, chains })
 }
 
-/// What a real server is there for: an entry does not tell where no virtual server names it any more, or not yet. Then
-/// either will do, since it takes no new connection in either.
-fn role(slots: &Slots, service: Service, address: SocketAddr, is_sorry: bool) -> Option<Role> {
-    let is_free = |role: &Role| slots.places.find(&Tenant { service, role: *role, address }).is_none();
-    let roles = if is_sorry { [Role::Sorry, Role::Real] } else { [Role::Real, Role::Sorry] };
-    roles.into_iter().find(is_free)
-}
-
 #[cfg(test)]
 mod tests {
     use lb_common::net::{Port, Protocol};
@@ -105,6 +81,7 @@ mod tests {
     use super::*;
     use crate::datapath::Policy;
     use crate::datapath::xdp::entries::{Behind, free_place};
+    use crate::datapath::xdp::places::Role;
     use crate::model;
 
     fn service(port: u16) -> Service {
@@ -134,10 +111,14 @@ mod tests {
         found.slots.places.find(&Tenant { service: service(port), role, address: ([10, 0, 1, n], 80).into() })
     }
 
+    fn sorry(index: u16, virtual_server: u32, n: u8) -> (u16, RealServerEntry) {
+        (index, RealServerEntry { flags: real_flag::SORRY, ..real(index, virtual_server, n).1 })
+    }
+
     #[test]
     fn everybody_is_found_by_name_and_those_of_nobody_are_strays() {
         let servers = [published(80, 3, 0, Some(2)), published(81, 0, 32, None)];
-        let reals = [real(0, 3, 1), real(1, 3, 2), real(2, 3, 9), real(8, 0, 1), real(16, 5, 1)];
+        let reals = [real(0, 3, 1), real(1, 3, 2), sorry(2, 3, 9), real(8, 0, 1), real(16, 5, 1)];
         let found = found(&servers, &reals).unwrap();
         assert_eq!([1, 2].map(|n| place(&found, 80, Role::Real, n)), [Some(0), Some(1)]);
         assert_eq!(place(&found, 80, Role::Sorry, 9), Some(2));
@@ -149,11 +130,11 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_one_leaves_and_makes_way_for_the_one_in_use() {
+    fn a_removed_one_leaves() {
         let (index, entry) = real(0, 0, 1);
         let removed = (index, RealServerEntry { flags: real_flag::REMOVED, ..entry });
-        let found = found(&[published(80, 0, 0, None)], &[removed, real(1, 0, 1)]).unwrap();
-        assert_eq!((place(&found, 80, Role::Real, 1), place(&found, 80, Role::Sorry, 1)), (Some(1), Some(0)));
+        let found = found(&[published(80, 0, 0, None)], &[removed, real(1, 0, 2)]).unwrap();
+        assert_eq!((place(&found, 80, Role::Real, 1), place(&found, 80, Role::Real, 2)), (Some(0), Some(1)));
         assert!(found.slots.places.leaving().map(|(index, _)| index).eq([0]));
     }
 
@@ -167,13 +148,18 @@ mod tests {
             said(&two, &[real(0, 0, 1), real(1, 1, 1)]),
             "10.0.1.1:80 of tcp 10.0.0.1:81 at index 1, beside another"
         );
+        assert_eq!(
+            said(&two, &[real(0, 0, 1), real(1, 0, 1)]),
+            "10.0.1.1:80 of tcp 10.0.0.1:80 at index 1, beside another"
+        );
     }
 
     #[test]
-    fn of_three_with_one_address_the_sorry_server_keeps_its_place_and_the_last_is_a_stray() {
-        let servers = [published(80, 0, 0, Some(2))];
-        let found = found(&servers, &[real(0, 0, 1), real(1, 0, 1), real(2, 0, 1)]).unwrap();
-        assert_eq!((place(&found, 80, Role::Sorry, 1), place(&found, 80, Role::Real, 1)), (Some(2), Some(0)));
-        assert_eq!(found.strays, [1]);
+    fn a_sorry_server_is_one_whether_its_virtual_server_names_it_already_still_or_no_more() {
+        for named in [None, Some(0), Some(1)] {
+            let found = found(&[published(80, 0, 0, named)], &[sorry(0, 0, 1), real(1, 0, 1)]).unwrap();
+            assert_eq!((place(&found, 80, Role::Sorry, 1), place(&found, 80, Role::Real, 1)), (Some(0), Some(1)));
+            assert!(found.strays.is_empty());
+        }
     }
 }

@@ -90,9 +90,9 @@ impl XdpDatapath {
             taken => taken?,
         };
         let mut placed = Placed { real_servers: Vec::new(), sorry_server: None };
-        for ((role, real), index) in wanted.into_iter().zip(places) {
+        for (real, index) in wanted.into_iter().zip(places) {
             self.write(service, virtual_server, servers, (&real, index))?;
-            match role {
+            match real.role {
                 Role::Real => placed.real_servers.push(index),
                 Role::Sorry => placed.sorry_server = Some(index),
             }
@@ -139,10 +139,10 @@ impl XdpDatapath {
     }
 
     /// Places for all of `wanted`, or for none that had none before.
-    fn take_places(&mut self, service: Service, wanted: &[(Role, RealServer)]) -> Result<Vec<u16>, DatapathError> {
+    fn take_places(&mut self, service: Service, wanted: &[RealServer]) -> Result<Vec<u16>, DatapathError> {
         let (mut places, mut new) = (Vec::new(), Vec::new());
-        for (role, real) in wanted {
-            let tenant = Tenant { service, role: *role, address: real.address };
+        for RealServer { role, address, .. } in wanted {
+            let tenant = Tenant { service, role: *role, address: *address };
             if let Some(index) = self.slots.places.find(&tenant) {
                 places.push(index);
                 continue;
@@ -325,16 +325,16 @@ fn is_wanted(tenant: &Tenant, servers: &Servers) -> bool {
 }
 
 /// Everybody who is to have a place: real servers in the order of their addresses, then the sorry server.
-fn wanted(servers: &Servers) -> Vec<(Role, RealServer)> {
+fn wanted(servers: &Servers) -> Vec<RealServer> {
     let weights: Vec<Weight> = servers.real_servers.values().map(|settings| settings.weight).collect();
     let costs = costs(servers.policy.scheduler, &weights);
     let real = |((address, settings), cost): ((&SocketAddr, &Settings), Cost)| {
         let Settings { weight, forwarding, thresholds } = *settings;
-        (Role::Real, RealServer { address: *address, forwarding, weight, thresholds, cost })
+        RealServer { role: Role::Real, address: *address, forwarding, weight, thresholds, cost }
     };
     let sorry = servers.sorry_server.map(|(address, forwarding)| {
         let thresholds = Thresholds::default();
-        (Role::Sorry, RealServer { address, forwarding, weight: Weight::ZERO, thresholds, cost: Cost::FREE })
+        RealServer { role: Role::Sorry, address, forwarding, weight: Weight::ZERO, thresholds, cost: Cost::FREE }
     });
     servers.real_servers.iter().zip(costs).map(real).chain(sorry).collect()
 }
