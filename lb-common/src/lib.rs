@@ -9,6 +9,7 @@ pub mod checksum;
 pub mod connection;
 pub mod counters;
 pub mod drop_reason;
+pub mod fragment;
 pub mod hash;
 pub mod interface;
 pub mod net;
@@ -43,10 +44,16 @@ pub const CLIENT_HOPS_LENGTH: u32 = 4096;
 pub const OWN_ADDRESSES_MAX: u32 = 16_384;
 
 /// Programs in `stages`, to which `balance` jumps.
-pub const STAGES_LENGTH: u32 = 1;
+pub const STAGES_LENGTH: u32 = 3;
 
-/// The place in `stages` of the program for packets that `balance` does not read.
+/// The place in `stages` of the program for IPv4 packets that `balance` does not read.
 pub const STAGE_EXCEPTIONAL: u32 = 0;
+
+/// The place in `stages` of the program for fragments without ports.
+pub const STAGE_FRAGMENT: u32 = 1;
+
+/// The place in `stages` of the program for IPv6 packets that `balance` does not read.
+pub const STAGE_EXCEPTIONAL_IPV6: u32 = 2;
 
 /// Slots in `interfaces`; an interface lies at its index modulo this.
 pub const INTERFACES_LENGTH: u32 = 256;

@@ -11,7 +11,7 @@ use lb_common::service::ForwardingMethod;
 
 use crate::encap;
 use crate::packet::{self, Ethernet};
-use crate::parse::Packet;
+use crate::parse::{Marks, Packet};
 use crate::route::{self, answer};
 use crate::verdict::Verdict;
 
@@ -44,6 +44,7 @@ pub fn to_real_server(
     real: &RealServerEntry,
 ) -> Result<Way, DropReason> {
     let length = match real.forwarding {
+        ForwardingMethod::Nat if packet.marks.has(Marks::AUTHENTICATED) => return Err(DropReason::ExtensionHeader),
         ForwardingMethod::Nat | ForwardingMethod::Dr => packet.length,
         // Without a route, user space knows no address of ours that the outer header could carry.
         ForwardingMethod::Tun if real.tunnel_source.halves() == [0; 2] => return Err(DropReason::NoRoute),

@@ -8,6 +8,7 @@ mod devices;
 mod direct;
 mod director;
 mod drain;
+mod large;
 mod lifecycle;
 mod limits;
 mod nexthops;

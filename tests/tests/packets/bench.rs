@@ -18,6 +18,7 @@ use evenkeel_tests::bpf::{Instruction, Program, ProgramTable};
 use evenkeel_tests::lab;
 use lb_common::connection::{Bucket, Timeouts, buckets_for};
 use lb_common::drop_reason::DropReason;
+use lb_common::fragment::{FragmentEntry, FragmentKey};
 use lb_common::hash::Secret;
 use lb_common::net::{MacAddress, Protocol};
 use lb_common::real::{CountChunk, NextHop, NextHopState, RealServerEntry};
@@ -404,11 +405,14 @@ impl Bench {
         entries.filter(|(_, entry)| entry.generation != 0).collect()
     }
 
-    /// Empties the connection table, which must be nobody's any more.
+    /// Empties the tables of connections and fragments, which must be nobody's any more.
     pub fn clear(&mut self) {
         (0..self.buckets()).for_each(|index| self.set("connections", index, Bucket::default()));
         let chunks = self.options.real_servers_max / 8;
         (0..chunks).for_each(|index| self.set("server_counts", index, CountChunk::default()));
+        let mut fragments = self.fragments();
+        let known: Vec<FragmentKey> = fragments.keys().map(|key| key.expect("can be read")).collect();
+        known.iter().for_each(|key| fragments.remove(key).expect("is there"));
     }
 
     /// Makes every connection's last packet `ticks` older; no test waits.
@@ -419,6 +423,18 @@ impl Bench {
             taken.for_each(|slot| slot.last_seen = slot.last_seen.wrapping_sub(ticks));
             self.set("connections", index, bucket);
         }
+        let mut fragments = self.fragments();
+        let known: Vec<(FragmentKey, FragmentEntry)> = fragments.iter().map(|one| one.expect("can be read")).collect();
+        for (key, mut entry) in known {
+            entry.since = entry.since.wrapping_sub(ticks.into());
+            fragments.insert(key, entry, 0).expect("takes it");
+        }
+    }
+
+    /// First fragments that are remembered.
+    pub fn fragments(&mut self) -> HashMap<&mut MapData, FragmentKey, FragmentEntry> {
+        let map = self.datapath.ebpf().map_mut("fragments").expect("is there");
+        HashMap::try_from(map).expect("a hash map")
     }
 
     /// How many buckets the connection table has.
@@ -490,7 +506,7 @@ pub fn poisoning(table: &ProgramTable) -> Program {
 
 /// Runs `program` once on `frame`; what it leaves.
 pub fn run(program: &Program, frame: &[u8]) -> (Verdict, Vec<u8>) {
-    let mut output = vec![0; 4096];
+    let mut output = vec![0; 16_384];
     let (verdict, length) = program.test_run(frame, &mut output).expect("the kernel runs the program");
     output.truncate(length);
     let verdict = match verdict {

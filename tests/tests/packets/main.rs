@@ -23,9 +23,13 @@ mod decapsulation;
 #[cfg(test)]
 mod drops;
 #[cfg(test)]
+mod extensions;
+#[cfg(test)]
 mod floods;
 #[cfg(test)]
 mod forwarding;
+#[cfg(test)]
+mod fragments;
 #[cfg(test)]
 mod frame;
 #[cfg(test)]
@@ -38,6 +42,8 @@ mod headroom;
 mod model;
 #[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod pieces;
 #[cfg(test)]
 mod pruning;
 #[cfg(test)]

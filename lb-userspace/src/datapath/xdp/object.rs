@@ -7,8 +7,9 @@ use aya::maps::{Array, ProgramArray};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use lb_common::connection::{TICK_SHIFT, Timeouts, buckets_for};
+use lb_common::fragment::FRAGMENT_SECONDS;
 use lb_common::hash::Secret;
-use lb_common::{REAL_PLACES_MAX, STAGE_EXCEPTIONAL};
+use lb_common::{REAL_PLACES_MAX, STAGE_EXCEPTIONAL, STAGE_EXCEPTIONAL_IPV6, STAGE_FRAGMENT};
 
 use crate::host::jiffies_per_second;
 
@@ -114,7 +115,8 @@ const TIMEOUTS: &str = "timeouts";
 /// The programs that `balance` jumps to.
 const STAGES: &str = "stages";
 /// What is in `stages`: place and program.
-const STAGE_PROGRAMS: [(u32, &str); 1] = [(STAGE_EXCEPTIONAL, "exceptional")];
+const STAGE_PROGRAMS: [(u32, &str); 3] =
+    [(STAGE_EXCEPTIONAL, "exceptional"), (STAGE_EXCEPTIONAL_IPV6, "exceptional_ipv6"), (STAGE_FRAGMENT, "fragment")];
 
 /// Creates the maps and loads the program `name`, which keeps those of `maps`; the rest, other programs', are freed.
 /// Where `stages` is one of `maps`, the programs in it are loaded, too.
@@ -157,6 +159,7 @@ pub fn load_object(
         .override_global("REPLY_INDEX_MASK", &reply_mask, true)
         .override_global("WIDE_TUPLES", &wide_tuples, true)
         .override_global("REJECTS_PER_TICK", &rejects_per_tick, true)
+        .override_global("FRAGMENT_TICKS", &fragment_ticks(jiffies_per_second()), true)
         .map_max_entries("connections", connections)
         .map_max_entries("tuples", if options.wide_tuples { buckets } else { 1 })
         .map_max_entries("service_index", 2 * SERVICE_BUCKETS)
@@ -215,9 +218,20 @@ fn rejects_per_tick(rate: u32, hz: u32) -> u32 {
     u32::try_from(a_tick).unwrap_or(u32::MAX)
 }
 
+/// [`FRAGMENT_SECONDS`] in coarse ticks, rounded up, on a kernel with `hz` jiffies a second.
+const fn fragment_ticks(hz: u32) -> u32 {
+    (FRAGMENT_SECONDS * hz).div_ceil(1 << TICK_SHIFT)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn thirty_seconds_are_thirty_ticks_at_250_hz() {
+        // 7500 jiffies are 29.3 ticks.
+        assert_eq!(fragment_ticks(250), 30);
+    }
 
     #[test]
     fn a_thousand_rejections_a_second_are_1024_in_a_tick_at_250_hz() {

@@ -2,6 +2,7 @@
 //!
 //! Shares data types and hashes with the program, and no decisions. It knows neither locks nor races: one packet at a time.
 
+pub mod fragments;
 mod reply;
 mod request;
 pub mod rings;
@@ -19,12 +20,14 @@ use lb_common::counters::Counters;
 use lb_common::drop_reason::DropReason;
 use lb_common::hash::Secret;
 use lb_common::net::Protocol;
+use lb_userspace::host::jiffies_per_second;
 use lb_userspace::model::Service;
 
+use self::fragments::Known;
 use self::state::{Count, Side, State};
 use self::table::{Entry, Kind, Place, Table};
 use self::world::{Hop, Persistence, RealServer, VirtualServer};
-use super::oracle::{self, Change, Examined, Reading};
+use super::oracle::{self, Change, Examined, Reading, Whole};
 use super::scene::Mac;
 
 /// What becomes of a frame.
@@ -63,6 +66,10 @@ pub struct Model {
     rejects: (u16, u32),
     /// Where packets of each client came from, the way back to it.
     stations: BTreeMap<Place, Mac>,
+    /// Packets of which a first fragment has come.
+    pub fragments: BTreeMap<Whole, Known>,
+    /// How long others are expected then, in ticks.
+    patience: u16,
 }
 
 /// What is fixed when the program is loaded.
@@ -97,29 +104,41 @@ impl Model {
             vacated: BTreeMap::new(),
             rejects: (0, 0),
             stations: BTreeMap::new(),
+            fragments: BTreeMap::new(),
+            // 30 s, in ticks of 256 jiffies.
+            patience: u16::try_from((30 * jiffies_per_second()).div_ceil(256)).expect("fits"),
         }
     }
 
     /// Takes a frame that comes in at the tick `now`.
     pub fn take(&mut self, frame: &[u8], now: u16) -> Outcome {
-        let (reading, fault) = match oracle::examine(frame) {
-            Examined::Foreign => return Outcome::Passed,
-            Examined::Packet { reading, fault } => (reading, fault),
-        };
-        let flags = reading.flags(frame);
-        let packet = Packet { frame, reading, flags, now };
-        let outcome = match self.service_of(&reading) {
-            Some(service) => match fault {
-                Some(reason) => Outcome::Dropped(reason),
-                None => self.request(packet, service),
-            },
-            None => self.reply(packet, fault),
+        let packet = |reading: Reading| Packet { frame, reading, flags: reading.flags(frame), now };
+        let outcome = match oracle::examine(frame) {
+            Examined::Foreign => Outcome::Passed,
+            Examined::Tiny { whole } => self.tiny(whole),
+            Examined::Later { reading, whole, fault } => self.later(&packet(reading), whole, fault),
+            Examined::Packet { reading, fault } => {
+                let outcome = self.serve(packet(reading), fault);
+                self.note_first(&packet(reading), &outcome);
+                outcome
+            }
         };
         match &outcome {
             Outcome::Refused { reason, .. } | Outcome::Dropped(reason) => *self.drops.entry(*reason).or_default() += 1,
             Outcome::Passed | Outcome::Sent { .. } => {}
         }
         outcome
+    }
+
+    /// A packet with ports.
+    fn serve(&mut self, packet: Packet, fault: Option<DropReason>) -> Outcome {
+        match self.service_of(&packet.reading) {
+            Some(service) => match fault {
+                Some(reason) => Outcome::Dropped(reason),
+                None => self.request(packet, service),
+            },
+            None => self.reply(packet, fault),
+        }
     }
 
     /// The address of the real server that has the connection of `client` with `vip_port` of a virtual server.
@@ -134,6 +153,7 @@ impl Model {
     pub fn clear(&mut self) {
         self.table.buckets.iter_mut().for_each(|slots| slots.fill(None));
         self.vacated.clear();
+        self.fragments.clear();
     }
 
     /// Ends what clients have who are not served: their connections, and templates that are theirs alone.

@@ -9,6 +9,7 @@ use lb_common::service::ForwardingMethod;
 use super::super::frame::{ACK, SYN};
 use super::super::oracle::Change;
 use super::super::scene::{INGRESS, OUR_MAC};
+use super::fragments::Went;
 use super::state::{Side, State};
 use super::table::{Entry, Kind, Place};
 use super::world::RealServer;
@@ -38,6 +39,9 @@ impl Model {
             self.free(place);
             return Outcome::Passed;
         }
+        if packet.reading.is_authenticated {
+            return Outcome::Dropped(DropReason::ExtensionHeader);
+        }
         self.follow(place, Side::Server, &packet);
         let station = self.stations[&place];
         let length = u64::try_from(packet.reading.length()).expect("fits");
@@ -51,6 +55,7 @@ impl Model {
         if vip.port() == 0 {
             vip.set_port(source.port());
         }
+        self.note(&packet, Went::ToClient(real.index, real.generation, station, vip.ip()));
         Way::Out { ifindex: INGRESS, to: station, from: OUR_MAC }.send(&packet, Change::Source(vip))
     }
 
