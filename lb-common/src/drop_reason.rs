@@ -6,9 +6,9 @@
 pub enum DropReason {
     /// A length in the packet contradicts another or the frame.
     Malformed = 0,
-    /// The first fragment of a packet, which cannot be followed.
-    Fragment = 1,
-    /// An IPv6 packet with extension headers.
+    /// A fragment without ports of a packet whose first fragment, which has them, has not been seen here.
+    UnknownFragment = 1,
+    /// IPv6 extension headers that forbid what would have to be done.
     ExtensionHeader = 2,
     /// The virtual server has no real server that takes new connections.
     NoRealServer = 3,
@@ -34,13 +34,17 @@ pub enum DropReason {
     UnlistedInterface = 13,
     /// The virtual server's `allow` and `deny` do not let the client in.
     Denied = 14,
+    /// A fragment that leaves the transport header to others, or would overwrite it (RFC 1858, RFC 3128, RFC 7112).
+    TinyFragment = 15,
+    /// Its sender prescribes the route, which is not at its end here (RFC 7126 §4.3, RFC 5095).
+    SourceRoute = 16,
 }
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Malformed,
-        Self::Fragment,
+        Self::UnknownFragment,
         Self::ExtensionHeader,
         Self::NoRealServer,
         Self::NoConnection,
@@ -54,13 +58,15 @@ impl DropReason {
         Self::NoHeadroom,
         Self::UnlistedInterface,
         Self::Denied,
+        Self::TinyFragment,
+        Self::SourceRoute,
     ];
 
     /// A short name for tables and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
-            Self::Fragment => "fragment",
+            Self::UnknownFragment => "unknown_fragment",
             Self::ExtensionHeader => "extension_header",
             Self::NoRealServer => "no_real_server",
             Self::NoConnection => "no_connection",
@@ -74,6 +80,8 @@ impl DropReason {
             Self::NoHeadroom => "no_headroom",
             Self::UnlistedInterface => "unlisted_interface",
             Self::Denied => "denied",
+            Self::TinyFragment => "tiny_fragment",
+            Self::SourceRoute => "source_route",
         }
     }
 
@@ -85,13 +93,14 @@ impl DropReason {
                 "lengths in the packet contradict each other or the frame",
                 "nothing, if there are few: they are broken or made up; many from one sender point to its driver or to a middlebox",
             ),
-            Self::Fragment => (
-                "the first fragment of a packet; fragments are not followed",
-                "keep packets whole: raise the MTU on the way here, or have senders of UDP keep below it",
+            Self::UnknownFragment => (
+                "a fragment without ports whose packet's first fragment has not come by here in the last 30 s",
+                "nothing, if there are few; many mean that fragments are lost, overtake each other, or come by two directors: keep \
+                 packets whole by a larger MTU on the way here, or have senders of UDP keep below it",
             ),
             Self::ExtensionHeader => (
-                "an IPv6 packet with extension headers before TCP or UDP",
-                "nothing for ordinary clients, who send none; find out who does",
+                "nat: an IPv6 authentication header covers addresses and ports, which would have to change",
+                "use dr or tun for clients that authenticate their packets",
             ),
             Self::NoRealServer => (
                 "no real server takes new connections, and there is no sorry server",
@@ -141,6 +150,14 @@ impl DropReason {
             Self::Denied => (
                 "the client is in none of the virtual server's allow prefixes, or in one of its deny prefixes",
                 "nothing, if that is meant; `evenkeel status` says of which virtual servers; else change allow and deny, and reload",
+            ),
+            Self::TinyFragment => (
+                "a first fragment without the whole TCP or UDP header, or another that would write over it",
+                "nothing: no host's stack makes such fragments, so somebody wants to get past a filter",
+            ),
+            Self::SourceRoute => (
+                "its sender prescribes the route, by IPv4 options or an IPv6 routing header with segments left",
+                "nothing: hosts do not take such packets either; find out who sends them",
             ),
         };
         Explanation { meaning, remedy }

@@ -10,6 +10,7 @@ pub mod connection;
 pub mod counters;
 pub mod crc32c;
 pub mod drop_reason;
+pub mod fragment;
 pub mod hash;
 pub mod interface;
 pub mod net;
@@ -23,7 +24,7 @@ pub mod service;
 /// Version of every layout in this crate; a daemon never reads pinned maps of another version.
 ///
 /// Raise it with any change to a map's key, value or meaning.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Most virtual servers that one instance serves.
 pub const VIRTUAL_SERVERS_MAX: u32 = 1024;
@@ -45,13 +46,19 @@ pub const CLIENT_HOPS_LENGTH: u32 = 4096;
 pub const OWN_ADDRESSES_MAX: u32 = 16_384;
 
 /// Programs in `stages`, to which `balance` jumps.
-pub const STAGES_LENGTH: u32 = 2;
+pub const STAGES_LENGTH: u32 = 4;
 
-/// The place in `stages` of the program for packets that `balance` does not read.
+/// The place in `stages` of the program for IPv4 packets that `balance` does not read.
 pub const STAGE_EXCEPTIONAL: u32 = 0;
 
 /// The place in `stages` of the program for ICMP errors.
 pub const STAGE_ICMP: u32 = 1;
+
+/// The place in `stages` of the program for fragments without ports.
+pub const STAGE_FRAGMENT: u32 = 2;
+
+/// The place in `stages` of the program for IPv6 packets that `balance` does not read.
+pub const STAGE_EXCEPTIONAL_IPV6: u32 = 3;
 
 /// Slots in `interfaces`; an interface lies at its index modulo this.
 pub const INTERFACES_LENGTH: u32 = 256;

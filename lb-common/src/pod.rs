@@ -8,6 +8,7 @@
 use crate::bench::BenchConfig;
 use crate::connection::{Bucket, TableCounters, Timeouts, TupleBucket};
 use crate::counters::Counters;
+use crate::fragment::{FragmentEntry, FragmentKey};
 use crate::hash::Secret;
 use crate::interface::InterfaceEntry;
 use crate::net::Address;
@@ -28,6 +29,10 @@ unsafe impl aya::Pod for ClientHop {}
 unsafe impl aya::Pod for CountChunk {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Counters {}
+// SAFETY: as above.
+unsafe impl aya::Pod for FragmentEntry {}
+// SAFETY: as above.
+unsafe impl aya::Pod for FragmentKey {}
 // SAFETY: as above.
 unsafe impl aya::Pod for IndexBucket {}
 // SAFETY: as above.

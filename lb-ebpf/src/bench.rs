@@ -29,7 +29,7 @@ static CONFIG: Array<BenchConfig, 1, MMAPABLE> = Array::new();
 static PROGRAMS: ProgramArray<8> = ProgramArray::new();
 
 /// Makes the next packet and jumps to the program that [`BenchConfig::program`] names; aborts where there is none.
-#[xdp]
+#[xdp(frags)]
 pub fn bench_packet(ctx: XdpContext) -> u32 {
     let Some(config) = CONFIG.get_ptr_mut(0) else { return XDP_ABORTED };
     // SAFETY: the map's only element, and nothing else writes to it while a run lasts.
@@ -44,19 +44,19 @@ pub fn bench_packet(ctx: XdpContext) -> u32 {
 }
 
 /// The control: sends the packet back as it is.
-#[xdp]
+#[xdp(frags)]
 pub fn bench_empty(_ctx: XdpContext) -> u32 {
     XDP_TX
 }
 
 /// The control for tunnels over IPv4: makes room for the outer header and no more.
-#[xdp]
+#[xdp(frags)]
 pub fn bench_room_v4(ctx: XdpContext) -> u32 {
     send_with_room(&ctx, 20)
 }
 
 /// The control for tunnels over IPv6.
-#[xdp]
+#[xdp(frags)]
 pub fn bench_room_v6(ctx: XdpContext) -> u32 {
     send_with_room(&ctx, 40)
 }

@@ -11,7 +11,7 @@ use lb_common::service::ForwardingMethod;
 
 use crate::encap;
 use crate::packet::{self, Ethernet};
-use crate::parse::Packet;
+use crate::parse::{Marks, Packet};
 use crate::route::{self, answer};
 use crate::verdict::{Stop, Verdict};
 
@@ -39,6 +39,9 @@ pub enum Way {
 #[inline(always)]
 pub fn to_real_server(ctx: &XdpContext, packet: &Packet, index: u32, real: &RealServerEntry) -> Result<Way, Stop> {
     let overhead = match real.forwarding {
+        ForwardingMethod::Nat if packet.marks.has(Marks::AUTHENTICATED) => {
+            return Err(DropReason::ExtensionHeader.into());
+        }
         ForwardingMethod::Nat | ForwardingMethod::Dr => 0,
         // Without a route, user space knows no address of ours that the outer header could carry.
         ForwardingMethod::Tun if real.tunnel_source.halves() == [0; 2] => return Err(DropReason::NoRoute.into()),

@@ -6,7 +6,6 @@
 //! or is answered.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::STAGE_ICMP;
 use lb_common::checksum::Delta;
 use lb_common::connection::State;
 use lb_common::drop_reason::DropReason;
@@ -17,7 +16,7 @@ use lb_common::service::{ForwardingMethod, Lookups};
 use crate::conntrack::{self, Lookup};
 use crate::forward::{self, Way};
 use crate::packet::{self, ETHERNET_LENGTH, IPV6_LENGTH, Icmp, Ipv4, Ipv6, Ports};
-use crate::parse::{self, Obstacle, Packet, Version};
+use crate::parse::{self, Marks, Packet, Version};
 use crate::rewrite::{self, End};
 use crate::service::{self, Hit};
 use crate::verdict::{Stop, Verdict};
@@ -25,14 +24,6 @@ use crate::{encap, maps, pipeline, replies};
 
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
-
-/// Leaves the packet to the program [`run`] is in; it passes where that is missing, as in [`crate::exceptional::enter`].
-#[inline(always)]
-pub fn enter(ctx: &XdpContext) -> Verdict {
-    // SAFETY: context and map are valid.
-    unsafe { maps::STAGES.tail_call(ctx, STAGE_ICMP) };
-    Verdict::PASS
-}
 
 /// Decides what becomes of the packet, and prepares it for that.
 #[inline(always)]
@@ -92,7 +83,7 @@ fn ipv4(ctx: &XdpContext) -> Option<Error> {
     let protocol = Protocol::from_number(header.protocol)?;
     let ports = packet::read::<Ports>(ctx, quoted + length)?;
     let turned = Ipv4 { source: header.destination, destination: header.source, ..outer };
-    let answer = parse::ipv4_packet(&turned, protocol, swapped(ports), icmp, Obstacle::None);
+    let answer = parse::ipv4_packet(&turned, protocol, swapped(ports), icmp, Marks::NONE);
     Some(Error { answer, from: Address::from_ipv4_word(outer.source), icmp, ports: quoted + length })
 }
 
@@ -114,7 +105,7 @@ fn ipv6(ctx: &XdpContext) -> Option<Error> {
     let protocol = Protocol::from_number(header.next_header)?;
     let ports = packet::read::<Ports>(ctx, QUOTED + IPV6_LENGTH)?;
     let turned = Ipv6 { source: header.destination, destination: header.source, ..outer };
-    let answer = parse::ipv6_packet(&turned, protocol, swapped(ports), AT, Obstacle::None);
+    let answer = parse::ipv6_packet(&turned, protocol, swapped(ports), AT, Marks::NONE);
     Some(Error { answer, from: Address::from_words(outer.source), icmp: AT, ports: QUOTED + IPV6_LENGTH })
 }
 
@@ -143,7 +134,7 @@ fn follow(ctx: &XdpContext, error: &Error) -> Result<Verdict, Stop> {
 fn validate(ctx: &XdpContext, error: &Error) -> Result<(), DropReason> {
     /// Of the quoted segment, RFC 792.
     const QUOTED: u64 = 8;
-    let end = ETHERNET_LENGTH as u64 + u64::from(error.answer.length);
+    let end = packet::end_of(error.answer.length);
     if error.ports as u64 + QUOTED > end || end > packet::frame_length(ctx) {
         return Err(DropReason::Malformed);
     }

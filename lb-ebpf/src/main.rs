@@ -15,7 +15,9 @@ mod conntrack;
 mod decap;
 mod encap;
 mod exceptional;
+mod extension;
 mod forward;
+mod fragment;
 mod icmp;
 mod load;
 mod maps;
@@ -40,37 +42,60 @@ use aya_ebpf::programs::XdpContext;
 
 /// The load balancer, attached to a director's interfaces.
 // Inlined into the entry that the macro makes: as a call it would cost 32 of the 512 bytes of stack on Linux 6.1.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn balance(ctx: XdpContext) -> u32 {
     verdict::action(&ctx, pipeline::run(&ctx))
 }
 
-/// What `balance` does not read: fragments, packets with IPv6 extension headers, other protocols than TCP and UDP.
+/// What `balance` does not read: fragments, packets with options or extension headers, frames in several buffers, other
+/// protocols than TCP and UDP.
 ///
 /// A program of its own, which `balance` jumps to: these packets then cost the others nothing, neither time nor stack nor
 /// the verifier's patience.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn exceptional(ctx: XdpContext) -> u32 {
-    verdict::action(&ctx, exceptional::run(&ctx))
+    let action = verdict::action(&ctx, exceptional::run(&ctx));
+    if action == verdict::PASS {
+        fragment::let_others_pass();
+    }
+    action
+}
+
+/// As `exceptional`, which is for IPv4, for IPv6: both in one would be too much for stack and verifier.
+#[xdp(frags)]
+#[inline(always)]
+pub fn exceptional_ipv6(ctx: XdpContext) -> u32 {
+    let action = verdict::action(&ctx, exceptional::run_ipv6(&ctx));
+    if action == verdict::PASS {
+        fragment::let_others_pass();
+    }
+    action
+}
+
+/// Fragments that tell no ports, which `exceptional` leaves: they go where their packet's first went.
+#[xdp(frags)]
+#[inline(always)]
+pub fn fragment(ctx: XdpContext) -> u32 {
+    verdict::action(&ctx, exceptional::run_fragment(&ctx))
 }
 
 /// ICMP errors, which `exceptional` leaves to it together with what is nobody's.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn icmp(ctx: XdpContext) -> u32 {
     verdict::action(&ctx, icmp::run(&ctx))
 }
 
 /// Strips the outer header, of either family, on a real server without a tunnel device.
-#[xdp]
+#[xdp(frags)]
 pub fn decapsulate(ctx: XdpContext) -> u32 {
     if decap::run(&ctx) { verdict::PASS } else { verdict::DROP }
 }
 
 /// Lets every packet through: a veth device takes frames by XDP_TX only if its peer has a program.
-#[xdp]
+#[xdp(frags)]
 pub fn pass(_ctx: XdpContext) -> u32 {
     verdict::PASS
 }

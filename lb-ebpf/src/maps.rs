@@ -4,13 +4,14 @@
 //! sets the sizes of those that depend on the configuration.
 
 use aya_ebpf::Global;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 #[cfg(not(feature = "lru"))]
 use lb_common::connection::Bucket;
 use lb_common::connection::{TableCounters, Timeouts, TupleBucket};
 use lb_common::counters::Counters;
 use lb_common::drop_reason::DropReason;
+use lb_common::fragment::{CurrentFragment, FRAGMENTS_MAX, FragmentEntry, FragmentKey};
 use lb_common::hash::Secret;
 use lb_common::interface::InterfaceEntry;
 use lb_common::net::Address;
@@ -86,7 +87,7 @@ pub static CONNECTIONS: Array<Bucket, 1, MMAPABLE> = Array::new();
 /// The control that the connection table is measured against: the same words in a map of the kernel's own.
 #[cfg(feature = "lru")]
 #[btf_map(name = "connections")]
-pub static CONNECTIONS: aya_ebpf::btf_maps::LruHashMap<[u64; 2], u64, 1> = aya_ebpf::btf_maps::LruHashMap::new();
+pub static CONNECTIONS: LruHashMap<[u64; 2], u64, 1> = LruHashMap::new();
 
 /// What of a connection its fingerprint does not tell, by place.
 #[btf_map(name = "tuples")]
@@ -140,6 +141,14 @@ pub static INTERFACES: Array<InterfaceEntry, { INTERFACES_LENGTH as usize }, MMA
 #[btf_map(name = "stages")]
 pub static STAGES: ProgramArray<{ STAGES_LENGTH as usize }> = ProgramArray::new();
 
+/// What became of packets' first fragments.
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry, { FRAGMENTS_MAX as usize }> = LruHashMap::new();
+
+/// The fragment that this CPU is at.
+#[btf_map(name = "current_fragment")]
+pub static CURRENT_FRAGMENT: PerCpuArray<CurrentFragment, 1> = PerCpuArray::new();
+
 /// Destinations whose tunnelled packets `decapsulate` unwraps.
 #[btf_map(name = "decap_vips")]
 pub static DECAP_VIPS: HashMap<Address, u32, 256> = HashMap::new();
@@ -175,6 +184,10 @@ pub static WIDE_TUPLES: Global<u32> = Global::new(0);
 /// Rejections that a CPU may send in one tick.
 #[unsafe(no_mangle)]
 pub static REJECTS_PER_TICK: Global<u32> = Global::new(0);
+
+/// How long a packet's fragments are expected after the first, in coarse ticks.
+#[unsafe(no_mangle)]
+pub static FRAGMENT_TICKS: Global<u32> = Global::new(0);
 
 /// Non-zero when a real server is reached by `nat`; zero lets the verifier remove the look-up of replies.
 #[unsafe(no_mangle)]

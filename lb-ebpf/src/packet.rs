@@ -2,6 +2,7 @@
 //!
 //! Header fields of more than one byte are left in network order; their types and users say so.
 
+use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
 use lb_common::checksum;
 use lb_common::net::MacAddress;
@@ -172,9 +173,22 @@ pub fn write<T: Copy>(ctx: &XdpContext, offset: usize, value: T) -> Option<()> {
     Some(())
 }
 
-/// Bytes of the frame, Ethernet header included.
+/// Where an IP packet of `length` bytes ends in the frame.
+#[inline(always)]
+pub const fn end_of(length: u32) -> u64 {
+    ETHERNET_LENGTH as u64 + length as u64
+}
+
+/// Bytes of the frame in all its buffers, Ethernet header included (Linux 5.18).
 #[inline(always)]
 pub fn frame_length(ctx: &XdpContext) -> u64 {
+    // SAFETY: the context is the program's own.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
+}
+
+/// Bytes of the frame's first buffer, in which headers lie and which alone can be read and written.
+#[inline(always)]
+pub fn linear_length(ctx: &XdpContext) -> u64 {
     let mut length = (ctx.data_end() - ctx.data()) as u64;
     // LLVM would otherwise put this and what it is compared with into one sum of 32 bits, of pointers.
     // SAFETY: one instruction on one register.

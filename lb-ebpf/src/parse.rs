@@ -18,12 +18,33 @@ pub mod tcp_flag {
     pub const ACK: u8 = 0x10;
 }
 
-/// What makes a packet unfit to be forwarded although its ports could be read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Obstacle {
-    None,
-    Fragment,
-    ExtensionHeader,
+/// What is out of the ordinary with a packet. One word, and the marks in the order of [`crate::extension::Walked`]'s.
+#[derive(Clone, Copy)]
+pub struct Marks(pub u32);
+
+impl Marks {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// More fragments follow this first one, which has the transport header.
+    pub const FIRST: u32 = 1;
+    /// A fragment without ports; all that is said of ports and offset means nothing.
+    pub const LATER: u32 = 1 << 1;
+    /// A first fragment without the transport header.
+    pub const TINY: u32 = 1 << 2;
+    /// Its sender prescribes the route.
+    pub const SOURCE_ROUTE: u32 = 1 << 3;
+    /// Addresses and ports must stay as they are (RFC 4302).
+    pub const AUTHENTICATED: u32 = 1 << 4;
+    /// A fragment that writes over a transport header.
+    pub const OVERLAPPING: u32 = 1 << 5;
+    /// A length contradicts another or the frame.
+    pub const MALFORMED: u32 = 1 << 6;
+
+    /// Whether it has one of `marks`.
+    #[inline(always)]
+    pub fn has(self, marks: u32) -> bool {
+        self.0 & marks != 0
+    }
 }
 
 /// A TCP or UDP packet addressed to one of our interfaces.
@@ -47,8 +68,8 @@ pub struct Packet {
     pub length: u32,
     /// Time to live or hop limit.
     pub ttl: u8,
-    /// Whether it can be forwarded.
-    pub obstacle: Obstacle,
+    /// What else there is to it.
+    pub marks: Marks,
 }
 
 /// An IP version that frames to us carry.
@@ -72,27 +93,47 @@ pub fn version(ctx: &XdpContext) -> Option<Version> {
     }
 }
 
-/// Checks the lengths of a packet that belongs to virtual server `service`, and that nothing stands against forwarding it.
+/// Checks the lengths of a packet that belongs to virtual server `service`, and that nothing stands against forwarding it. That
+/// it does not end behind the frame was seen when it was read.
 #[inline(always)]
-pub fn validate(ctx: &XdpContext, packet: &Packet, service: u32) -> Result<(), Stop> {
-    match packet.obstacle {
-        Obstacle::None => {}
-        Obstacle::Fragment => return Err(DropReason::Fragment.into()),
-        Obstacle::ExtensionHeader => return Err(DropReason::ExtensionHeader.into()),
+pub fn validate(packet: &Packet, service: u32) -> Result<(), Stop> {
+    if packet.marks.has(Marks::SOURCE_ROUTE) {
+        return Err(DropReason::SourceRoute.into());
     }
-    let header: u64 = match packet.protocol {
-        Protocol::Tcp => 20,
-        Protocol::Udp => 8,
-        Protocol::Sctp => (sctp::HEADER_LENGTH + sctp::CHUNK_LENGTH) as u64,
-    };
-    let end = ETHERNET_LENGTH as u64 + u64::from(packet.length);
-    if packet.transport as u64 + header > end || end > packet::frame_length(ctx) {
+    if packet.marks.has(Marks::OVERLAPPING) {
+        return Err(DropReason::TinyFragment.into());
+    }
+    if packet.marks.has(Marks::MALFORMED) {
+        return Err(DropReason::Malformed.into());
+    }
+    let header = if packet.marks.has(Marks::LATER) { 0 } else { header_length(packet.protocol) };
+    if packet.transport as u64 + header > packet::end_of(packet.length) {
         return Err(DropReason::Malformed.into());
     }
     if packet.ttl <= 1 {
         return Err(Stop::expired(service));
     }
     Ok(())
+}
+
+/// Bytes of a transport header without options; for SCTP, with the head of a chunk.
+#[inline(always)]
+pub const fn header_length(protocol: Protocol) -> u64 {
+    match protocol {
+        Protocol::Tcp => 20,
+        Protocol::Udp => 8,
+        Protocol::Sctp => (sctp::HEADER_LENGTH + sctp::CHUNK_LENGTH) as u64,
+    }
+}
+
+/// Whether a fragment with `before` bytes before it writes over the header of the transport protocol of this number (RFC 1858
+/// §3, RFC 3128).
+#[inline(always)]
+pub const fn overlaps(number: u8, before: u16) -> bool {
+    match Protocol::from_number(number) {
+        Some(protocol) => (before as u64) < header_length(protocol),
+        None => false,
+    }
 }
 
 /// The flags of a TCP segment; what they would be for SCTP; zero for UDP.
@@ -113,27 +154,33 @@ fn is_for_us(ctx: &XdpContext, ethernet: &Ethernet) -> bool {
     interface.ifindex == ifindex && interface.mac.words() == ethernet.destination.words()
 }
 
-/// Reads a TCP or UDP packet in one piece; `None` for what else there is, which is left to [`crate::exceptional`].
+/// Reads a TCP or UDP packet in one piece and one buffer, without options; `None` for what else there is, which is left to
+/// [`crate::exceptional`].
 #[inline(always)]
 pub fn ipv4(ctx: &XdpContext) -> Option<Packet> {
     let (header, transport) = ipv4_header(ctx)?;
-    if is_fragment(&header) {
+    let end = packet::end_of(u16::from_be(header.total_length).into());
+    if is_fragment(&header) || transport != ETHERNET_LENGTH + packet::IPV4_LENGTH || end > packet::linear_length(ctx) {
         return None;
     }
+    let transport = ETHERNET_LENGTH + packet::IPV4_LENGTH;
     let protocol = frequent(header.protocol)?;
     let ports = packet::read::<Ports>(ctx, transport)?;
-    Some(ipv4_packet(&header, protocol, ports, transport, Obstacle::None))
+    Some(ipv4_packet(&header, protocol, ports, transport, Marks::NONE))
 }
 
-/// Reads a TCP or UDP packet without extension headers; `None` for what else there is, which is left to
+/// Reads a TCP or UDP packet in one buffer, without extension headers; `None` for what else there is, which is left to
 /// [`crate::exceptional`].
 #[inline(always)]
 pub fn ipv6(ctx: &XdpContext) -> Option<Packet> {
     let header = ipv6_header(ctx)?;
+    if packet::end_of(ipv6_length(&header)) > packet::linear_length(ctx) {
+        return None;
+    }
     let protocol = frequent(header.next_header)?;
     let transport = ETHERNET_LENGTH + IPV6_LENGTH;
     let ports = packet::read::<Ports>(ctx, transport)?;
-    Some(ipv6_packet(&header, protocol, ports, transport, Obstacle::None))
+    Some(ipv6_packet(&header, protocol, ports, transport, Marks::NONE))
 }
 
 /// TCP or UDP; SCTP is rare enough to be left to [`crate::exceptional`].
@@ -175,9 +222,15 @@ pub fn ipv6_header(ctx: &XdpContext) -> Option<Ipv6> {
     (!source.is_ipv4() && !destination.is_ipv4()).then_some(header)
 }
 
+/// Bytes of an IPv6 packet.
+#[inline(always)]
+pub fn ipv6_length(header: &Ipv6) -> u32 {
+    IPV6_LENGTH as u32 + u32::from(u16::from_be(header.payload_length))
+}
+
 /// A packet with this header and what was found behind it.
 #[inline(always)]
-pub fn ipv4_packet(header: &Ipv4, protocol: Protocol, ports: Ports, transport: usize, obstacle: Obstacle) -> Packet {
+pub fn ipv4_packet(header: &Ipv4, protocol: Protocol, ports: Ports, transport: usize, marks: Marks) -> Packet {
     Packet {
         source: Address::from_ipv4_word(header.source),
         destination: Address::from_ipv4_word(header.destination),
@@ -188,13 +241,13 @@ pub fn ipv4_packet(header: &Ipv4, protocol: Protocol, ports: Ports, transport: u
         transport,
         length: u32::from(u16::from_be(header.total_length)),
         ttl: header.ttl,
-        obstacle,
+        marks,
     }
 }
 
 /// As [`ipv4_packet`].
 #[inline(always)]
-pub fn ipv6_packet(header: &Ipv6, protocol: Protocol, ports: Ports, transport: usize, obstacle: Obstacle) -> Packet {
+pub fn ipv6_packet(header: &Ipv6, protocol: Protocol, ports: Ports, transport: usize, marks: Marks) -> Packet {
     Packet {
         source: Address::from_words(header.source),
         destination: Address::from_words(header.destination),
@@ -203,8 +256,8 @@ pub fn ipv6_packet(header: &Ipv6, protocol: Protocol, ports: Ports, transport: u
         protocol,
         is_ipv4: false,
         transport,
-        length: IPV6_LENGTH as u32 + u32::from(u16::from_be(header.payload_length)),
+        length: ipv6_length(header),
         ttl: header.hop_limit,
-        obstacle,
+        marks,
     }
 }

@@ -14,17 +14,18 @@ use lb_common::drop_reason::DropReason;
 use lb_common::net::Protocol;
 use lb_common::real::{RealServerEntry, real_flag};
 use lb_common::service::{ForwardingMethod, Lookups, NONE, VirtualServerEntry, service_flag};
+use lb_common::{STAGE_EXCEPTIONAL, STAGE_EXCEPTIONAL_IPV6};
 
 use crate::conntrack::{self, Lookup};
 use crate::forward::{self, Egress, Way};
 use crate::packet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet};
-use crate::parse::{self, Packet, Version};
+use crate::parse::{self, Marks, Packet, Version};
 use crate::replies;
 use crate::rewrite::{self, End, Translation};
 use crate::service::{self, Hit};
 use crate::tcp::{self, Sender};
 use crate::verdict::{Stop, Verdict};
-use crate::{access, clock, encap, exceptional, maps, schedule, template, word};
+use crate::{access, clock, encap, exceptional, fragment, maps, schedule, template, word};
 
 /// Decides what becomes of the packet, and prepares it for that.
 ///
@@ -35,11 +36,11 @@ pub fn run(ctx: &XdpContext) -> Result<Verdict, Stop> {
     match parse::version(ctx) {
         Some(Version::Ipv4) => match parse::ipv4(ctx) {
             Some(packet) => serve(ctx, &packet),
-            None => Ok(exceptional::enter(ctx)),
+            None => Ok(exceptional::enter(ctx, STAGE_EXCEPTIONAL)),
         },
         Some(Version::Ipv6) => match parse::ipv6(ctx) {
             Some(packet) => serve(ctx, &packet),
-            None => Ok(exceptional::enter(ctx)),
+            None => Ok(exceptional::enter(ctx, STAGE_EXCEPTIONAL_IPV6)),
         },
         None => Ok(Verdict::PASS),
     }
@@ -102,7 +103,7 @@ impl Newcomer {
 /// A packet of a client to a virtual server.
 #[inline(always)]
 fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
-    parse::validate(ctx, packet, hit.index)?;
+    parse::validate(packet, hit.index)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     // Before the table: a flood of SYNs from denied clients costs no look-up there.
     if tcp::is_opening(flags) {
@@ -145,7 +146,12 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
         log_packet(ctx.ctx, choice.index);
     }
     let verdict = match way {
-        Way::Out(egress) => deliver(ctx, packet, choice.real, &egress)?,
+        Way::Out(egress) => {
+            if packet.marks.has(Marks::FIRST) {
+                fragment::lead_to_server(choice.index, choice.real);
+            }
+            deliver(ctx, packet, choice.real, &egress)?
+        }
         Way::Up => Verdict::PASS,
     };
     let length = u64::from(packet.length);
@@ -365,7 +371,7 @@ fn deliver(ctx: &XdpContext, packet: &Packet, real: &RealServerEntry, egress: &E
     Ok(forward::send(ctx, egress, ethertype(packet))?)
 }
 
-/// The EtherType of the packet.
+/// The EtherType of a packet, as it lies in memory.
 #[inline(always)]
 pub fn ethertype(packet: &Packet) -> u16 {
     if packet.is_ipv4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 }
@@ -386,10 +392,16 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
         }
         None => {
             let Some((real, service)) = replies::stateless(packet, first) else { return Ok(None) };
-            parse::validate(ctx, packet, service.index)?;
+            parse::validate(packet, service.index)?;
+            if packet.marks.has(Marks::AUTHENTICATED) {
+                return Err(DropReason::ExtensionHeader.into());
+            }
             (first.index, real, service, replies::looked_up(ctx.ctx, packet, service.index)?)
         }
     };
+    if packet.marks.has(Marks::FIRST) {
+        fragment::lead_to_client(index, real, service, &egress);
+    }
     let to = Translation {
         end: End::Source,
         address: service.key.vip,
@@ -422,13 +434,16 @@ fn follow(
     if known.is_none() && replies::is_for_us(packet) {
         return Ok(None);
     }
-    parse::validate(ctx, packet, service.index)?;
+    parse::validate(packet, service.index)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     if tcp::is_accepting(flags) && State::is_closing(meta.state()) {
         // Our connection has ended, so this answers one that the client has opened to the real server itself, with a port
         // that it used before: leave it and what follows alone.
         place.free(meta);
         return Ok(None);
+    }
+    if packet.marks.has(Marks::AUTHENTICATED) {
+        return Err(DropReason::ExtensionHeader.into());
     }
     let (egress, hop) = match known {
         Some(hop) => replies::fitting(packet, service.index, replies::egress_of(hop), meta.client_hop())?,
@@ -478,7 +493,7 @@ pub extern "C" fn log_packet(ctx: *mut xdp_md, index: u32) -> u32 {
 
 /// Applies `change` to this CPU's counters of a virtual server and of a real server.
 #[inline(always)]
-fn count(virtual_server: u32, real_server: u32, change: impl Fn(&mut Counters)) {
+pub fn count(virtual_server: u32, real_server: u32, change: impl Fn(&mut Counters)) {
     if let Some(counters) = maps::VS_COUNTERS.get_ptr_mut(virtual_server) {
         // SAFETY: this CPU's own element; nothing else writes it while the program runs.
         change(unsafe { &mut *counters });

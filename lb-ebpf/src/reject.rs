@@ -27,6 +27,9 @@ const UDP: u8 = 17;
 const SCTP: u8 = 132;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+/// The fragment header (RFC 8200 §4.5), and its bytes.
+const FRAGMENT: u8 = 44;
+const FRAGMENT_LENGTH: usize = 8;
 const TTL: u8 = 64;
 const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
 /// Precedence "internetwork control", RFC 1812 §4.3.2.5.
@@ -41,7 +44,7 @@ const IPV6_VERSION: u32 = 0x6000_0000_u32.to_be();
 
 /// Makes the packet into an answer to its sender, as [`Stop::word`] says; [`ANSWERED`] if it did.
 ///
-/// The packet has been found whole: a header of TCP, UDP, or SCTP with a chunk lies in it, and no extension header before that.
+/// The packet, or its first fragment, has been found whole: a header of TCP, UDP, or SCTP with a chunk lies in it.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn answer_sender(ctx: *mut xdp_md, stop: u64) -> u32 {
@@ -86,6 +89,12 @@ fn ipv6(ctx: &XdpContext, ethernet: &Ethernet, stop: Stop) -> Option<()> {
     if header.source.first()?.to_ne_bytes()[0] == 0xff || header.source == [0; 4] {
         return None;
     }
+    // What is quoted must lead to the sender's socket. Other extension headers than this are too rare to be followed here.
+    let quoted = match header.next_header {
+        TCP | UDP | SCTP => QUOTED,
+        FRAGMENT => FRAGMENT_LENGTH + QUOTED,
+        _ => return None,
+    };
     let (source, icmp) = match (stop.told(), header.next_header) {
         (Told::Refused, TCP) => return reset_ipv6(ctx, ethernet, &header),
         (Told::Refused, SCTP) => return abort_ipv6(ctx, ethernet, &header),
@@ -97,7 +106,7 @@ fn ipv6(ctx: &XdpContext, ethernet: &Ethernet, stop: Stop) -> Option<()> {
         (Told::Expired, _) => (vip(stop)?.words(), error(3, 0, 0)),
         (Told::Refused | Told::Nothing, _) => return None,
     };
-    error_ipv6(ctx, ethernet, &header, source, icmp)
+    error_ipv6(ctx, ethernet, &header, source, icmp, quoted)
 }
 
 /// The address of the virtual server that a packet was for or from. Of ours a router would use that of the interface; this is
@@ -255,29 +264,41 @@ fn error_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4, source: u32,
     cut(ctx, ETHERNET_LENGTH + BEFORE + quoted)
 }
 
-/// An ICMPv6 error with the packet's IPv6 header and eight bytes of what follows.
+/// An ICMPv6 error with the packet's IPv6 header and `quoted` bytes of what follows: [`QUOTED`], and before them a fragment
+/// header if there is one.
 #[inline(always)]
-fn error_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6, source: [u32; 4], icmp: Icmp) -> Option<()> {
+fn error_ipv6(
+    ctx: &XdpContext,
+    ethernet: &Ethernet,
+    header: &Ipv6,
+    source: [u32; 4],
+    icmp: Icmp,
+    quoted: usize,
+) -> Option<()> {
     const BEFORE: usize = IPV6_LENGTH + size_of::<Icmp>();
-    const PAYLOAD: usize = size_of::<Icmp>() + IPV6_LENGTH + QUOTED;
+    let payload = BEFORE + quoted;
     let segment = packet::read::<[u32; 2]>(ctx, ETHERNET_LENGTH + IPV6_LENGTH)?;
     let rest = u32::from_ne_bytes([0, 0, header.next_header, header.hop_limit]) | u32::from(header.payload_length);
-    let quote = u64::from(header.version_class_label)
+    let mut quote = u64::from(header.version_class_label)
         + u64::from(rest)
         + address_sum(header.source)
         + address_sum(header.destination)
         + u64::from(segment[0])
         + u64::from(segment[1]);
+    if quoted > QUOTED {
+        let more = packet::read::<[u32; 2]>(ctx, ETHERNET_LENGTH + IPV6_LENGTH + FRAGMENT_LENGTH)?;
+        quote += u64::from(more[0]) + u64::from(more[1]);
+    }
     let mut icmp = icmp;
     let addresses = address_sum(source) + address_sum(header.source);
-    icmp.checksum = checksum::of_sum(addresses + pseudo_header(ICMPV6, PAYLOAD) + icmp.sum() + quote);
-    let answer = ipv6_answer(header, source, ICMPV6, PAYLOAD);
+    icmp.checksum = checksum::of_sum(addresses + pseudo_header(ICMPV6, payload) + icmp.sum() + quote);
+    let answer = ipv6_answer(header, source, ICMPV6, payload);
     spend()?;
     grow(ctx, BEFORE)?;
     packet::write(ctx, 0, ethernet.turned())?;
     packet::write(ctx, ETHERNET_LENGTH, answer)?;
     packet::write(ctx, ETHERNET_LENGTH + IPV6_LENGTH, icmp)?;
-    cut(ctx, ETHERNET_LENGTH + IPV6_LENGTH + PAYLOAD)
+    cut(ctx, ETHERNET_LENGTH + IPV6_LENGTH + payload)
 }
 
 #[inline(always)]

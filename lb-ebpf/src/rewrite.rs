@@ -58,6 +58,25 @@ pub fn translate(ctx: &XdpContext, packet: &Packet, to: &Translation) -> Result<
     if packet.is_ipv4 { set_ipv4(ctx, change, to.addresses) } else { set_ipv6(ctx, change) }
 }
 
+/// Sets both addresses and takes one from the time to live: what there is to do to a fragment without transport header.
+#[inline(always)]
+pub fn readdress(ctx: &XdpContext, packet: &Packet, source: &Address, destination: &Address) -> Result<(), DropReason> {
+    if packet.is_ipv4 {
+        let (from, to) = (packet.source.words()[3], packet.destination.words()[3]);
+        let delta = Delta::NONE.replace32(from, source.words()[3]).replace32(to, destination.words()[3]);
+        set_ipv4(ctx, Some((End::Source, *source)), delta)?;
+        let header = packet::at::<Ipv4>(ctx, ETHERNET_LENGTH).ok_or(DropReason::Malformed)?;
+        // SAFETY: `at` has checked that the header lies in the packet.
+        unsafe { (*header).destination = destination.words()[3] };
+    } else {
+        set_ipv6(ctx, Some((End::Source, *source)))?;
+        let header = packet::at::<Ipv6>(ctx, ETHERNET_LENGTH).ok_or(DropReason::Malformed)?;
+        // SAFETY: as above.
+        unsafe { (*header).destination = destination.words() };
+    }
+    Ok(())
+}
+
 /// Takes one from the time to live or hop limit, as every router does (RFC 1812 §5.3.1, RFC 8200 §3).
 #[inline(always)]
 pub fn decrement_ttl(ctx: &XdpContext, packet: &Packet) -> Result<(), DropReason> {

@@ -85,6 +85,12 @@ pub fn find_real(address: &Address, port: Port, protocol: Protocol, lookups: &Lo
     }
 }
 
+/// Whether any real server behind `nat` has this address.
+#[inline(always)]
+pub fn may_reply(address: &Address, lookups: &Lookups) -> bool {
+    replied_by(hash::vip_key(address), address, lookups).is_some()
+}
+
 /// Not zero for one of this host's own addresses, of which these are the halves.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -96,7 +102,12 @@ pub extern "C" fn is_own(a: u64, b: u64) -> u32 {
 /// The first real server behind `nat` with this address, port and protocol.
 #[inline(always)]
 pub fn replying(address: &Address, port: Port, protocol: Protocol, lookups: &Lookups) -> Option<Hit> {
-    let key = hash::index_key(address, port, protocol);
+    replied_by(hash::index_key(address, port, protocol), address, lookups)
+}
+
+/// The real server that a key of `address` leads to.
+#[inline(always)]
+fn replied_by(key: u64, address: &Address, lookups: &Lookups) -> Option<Hit> {
     // SAFETY: a word of a live map element.
     let valid = unsafe { word::read(&raw const lookups.replies) };
     let mask = maps::REPLY_INDEX_MASK.load();

@@ -17,6 +17,8 @@ const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
+/// The program takes packets that lie in several buffers (Linux 5.18).
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 /// In the source register of a 64-bit load: the immediate is the descriptor of a map.
 const BPF_PSEUDO_MAP_FD: u8 = 1;
 
@@ -150,7 +152,8 @@ impl Program {
             log_size: 0,
             log_buf: 0,
             kern_version: 0,
-            prog_flags: 0,
+            // As the load balancer's own: programs jump only to their like.
+            prog_flags: BPF_F_XDP_HAS_FRAGS,
             prog_name,
             prog_ifindex: 0,
             expected_attach_type: BPF_XDP,

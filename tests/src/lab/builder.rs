@@ -31,12 +31,13 @@ pub enum Arms {
     Two,
 }
 
-/// A lab in the making: one real server, NAT and one arm unless told otherwise.
+/// A lab in the making: one real server, NAT, one arm and an MTU of 1500 unless told otherwise.
 #[derive(Clone, Copy, Debug)]
 pub struct Builder {
     real_servers: u8,
     forwarding: Forwarding,
     arms: Arms,
+    mtu: u16,
     uplink: Uplink,
     show_logs: ShowLog,
 }
@@ -44,7 +45,7 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         let (forwarding, arms, uplink) = (Forwarding::Nat, Arms::One, Uplink::Plain);
-        Self { real_servers: 1, forwarding, arms, uplink, show_logs: ShowLog::Always }
+        Self { real_servers: 1, forwarding, arms, uplink, mtu: 1500, show_logs: ShowLog::Always }
     }
 }
 
@@ -67,6 +68,12 @@ impl Builder {
         self
     }
 
+    /// The MTU of all interfaces, in bytes.
+    pub fn mtu(mut self, mtu: u16) -> Self {
+        self.mtu = mtu;
+        self
+    }
+
     /// What the director's interface towards the clients is made of.
     pub fn uplink(mut self, uplink: Uplink) -> Self {
         self.uplink = uplink;
@@ -81,7 +88,7 @@ impl Builder {
 
     /// Removes what killed labs left, then makes this one; takes about a second. On an error nothing stays behind.
     pub fn build(self) -> Result<Lab> {
-        let Self { real_servers, forwarding, arms, uplink, show_logs } = self;
+        let Self { real_servers, forwarding, arms, uplink, mtu, show_logs } = self;
         if !(1..=REAL_SERVERS_MAX).contains(&real_servers) {
             bail!("a lab has 1..={REAL_SERVERS_MAX} real servers, not {real_servers}");
         }
@@ -98,7 +105,7 @@ impl Builder {
             .tempdir()
             .context("can't make a temporary folder for the lab")?;
         let bpffs = Bpffs::mount(directory.path().join("bpffs"))?;
-        let made = topology::make(identity.name(), real_servers, forwarding, (arms, uplink))?;
+        let made = topology::make(identity.name(), real_servers, forwarding, (arms, uplink), mtu)?;
         Ok(Lab {
             arms,
             uplink,

@@ -11,10 +11,10 @@ pub(super) fn bridge(name: &str) -> Vec<String> {
 }
 
 /// A veth pair: `interface` in `host`, and `port` on the bridge of the namespace that runs the lines.
-pub(super) fn veth(port: &str, bridge: &str, host: &Namespace, interface: &str) -> Vec<String> {
+pub(super) fn veth(port: &str, bridge: &str, host: &Namespace, interface: &str, mtu: u16) -> Vec<String> {
     let host = host.name();
     vec![
-        format!("link add name {port} type veth peer name {interface} netns {host}"),
+        format!("link add name {port} mtu {mtu} type veth peer name {interface} mtu {mtu} netns {host}"),
         format!("link set {port} master {bridge} up"),
     ]
 }

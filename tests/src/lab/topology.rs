@@ -69,6 +69,7 @@ pub(super) fn make(
     real_servers: u8,
     forwarding: Forwarding,
     (arms, uplink): (Arms, Uplink),
+    mtu: u16,
 ) -> Result<Made> {
     let switch = Namespace::create(format!("{lab}-switch"))?;
     let client = Namespace::create(format!("{lab}-client"))?;
@@ -90,7 +91,7 @@ pub(super) fn make(
         }
     }
 
-    connect(&switch, (&client, &director, &hosts), arms, uplink)?;
+    connect(&switch, (&client, &director, &hosts), (arms, uplink), mtu)?;
     client.ip_batch(&client_lines())?;
     director.ip_batch(&director_lines(arms, uplink))?;
     let passes = prepare_ports(&switch, arms, uplink)?;
@@ -115,23 +116,23 @@ fn director_ports(arms: Arms, uplink: Uplink) -> impl Iterator<Item = &'static s
 fn connect(
     switch: &Namespace,
     (client, director, hosts): (&Namespace, &Namespace, &[Namespace]),
-    arms: Arms,
-    uplink: Uplink,
+    (arms, uplink): (Arms, Uplink),
+    mtu: u16,
 ) -> Result<()> {
     let mut lines = link::bridge(CLIENT_BRIDGE);
-    lines.extend(link::veth("client", CLIENT_BRIDGE, client, "eth0"));
-    lines.extend(uplink.switch_lines(CLIENT_BRIDGE, director));
+    lines.extend(link::veth("client", CLIENT_BRIDGE, client, "eth0", mtu));
+    lines.extend(uplink.switch_lines(CLIENT_BRIDGE, director, mtu));
     let server_bridge = match arms {
         Arms::One => CLIENT_BRIDGE,
         Arms::Two => {
             lines.extend(link::bridge(SERVER_BRIDGE));
-            lines.extend(link::veth("director1", SERVER_BRIDGE, director, "eth1"));
+            lines.extend(link::veth("director1", SERVER_BRIDGE, director, "eth1", mtu));
             SERVER_BRIDGE
         }
     };
     for (number, host) in (1..).zip(hosts) {
         let number: usize = number;
-        lines.extend(link::veth(&format!("real{number}"), server_bridge, host, "eth0"));
+        lines.extend(link::veth(&format!("real{number}"), server_bridge, host, "eth0", mtu));
     }
     switch.ip_batch(&lines)
 }

@@ -48,8 +48,8 @@ impl Uplink {
     }
 
     /// The cables from `bridge`, for the switch.
-    pub(super) fn switch_lines(self, bridge: &str, director: &Namespace) -> Vec<String> {
-        let mut lines = link::veth("director", bridge, director, "eth0");
+    pub(super) fn switch_lines(self, bridge: &str, director: &Namespace, mtu: u16) -> Vec<String> {
+        let mut lines = link::veth("director", bridge, director, "eth0", mtu);
         match self {
             Self::Plain | Self::MacVlan => {}
             Self::Vlan => {
@@ -63,7 +63,7 @@ impl Uplink {
                 lines.extend(customer_vlan("director.100", "director.100.5"));
                 lines.push(format!("link set director.100.5 master {bridge}"));
             }
-            Self::Bond => lines.extend(link::veth("director2", bridge, director, "eth1")),
+            Self::Bond => lines.extend(link::veth("director2", bridge, director, "eth1", mtu)),
         }
         lines
     }

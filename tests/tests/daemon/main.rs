@@ -9,6 +9,7 @@ mod devices;
 mod direct;
 mod director;
 mod drain;
+mod large;
 mod lifecycle;
 mod limits;
 mod nexthops;

@@ -18,6 +18,7 @@ use evenkeel_tests::bpf::{Instruction, Program, ProgramTable};
 use evenkeel_tests::lab;
 use lb_common::connection::{Bucket, Timeouts, buckets_for};
 use lb_common::drop_reason::DropReason;
+use lb_common::fragment::{FragmentEntry, FragmentKey};
 use lb_common::hash::Secret;
 use lb_common::net::{MacAddress, Protocol};
 use lb_common::real::{CountChunk, NextHop, NextHopState, RealServerEntry};
@@ -362,11 +363,17 @@ impl Bench {
     /// Sends a frame that goes no further, which the VIP `router` must tell its sender.
     #[track_caller]
     pub fn expect_told(&self, frame: &Frame, router: IpAddr, told: Told) {
-        let bytes = frame.bytes();
-        let sent = self.send_bytes(&bytes);
-        assert_eq!((sent.verdict, sent.dropped), (Verdict::Transmit, Some(told.reason())), "{frame:?}");
-        let Examined::Packet { reading, .. } = oracle::examine(&bytes) else { panic!("has no ports: {frame:?}") };
-        assert_same(&sent.frame, &reading.told(&bytes, router, told), frame);
+        self.expect_told_of(&frame.bytes(), router, told);
+    }
+
+    /// As [`Bench::expect_told`], of bytes.
+    #[track_caller]
+    pub fn expect_told_of(&self, frame: &[u8], router: IpAddr, told: Told) {
+        let sent = self.send_bytes(frame);
+        let expected = (Verdict::Transmit, Some(told.reason()));
+        assert_eq!((sent.verdict, sent.dropped), expected, "\n{}", dump(frame));
+        let Examined::Packet { reading, .. } = oracle::examine(frame) else { panic!("has no ports:\n{}", dump(frame)) };
+        assert_same(&sent.frame, &reading.told(frame, router, told), &dump(frame));
     }
 
     /// Sends a frame that must be sent on, and says to which real server it went.
@@ -421,11 +428,14 @@ impl Bench {
         entries.filter(|(_, entry)| entry.generation != 0).collect()
     }
 
-    /// Empties the connection table, which must be nobody's any more.
+    /// Empties the tables of connections and fragments, which must be nobody's any more.
     pub fn clear(&mut self) {
         (0..self.buckets()).for_each(|index| self.set("connections", index, Bucket::default()));
         let chunks = self.options.real_servers_max / 8;
         (0..chunks).for_each(|index| self.set("server_counts", index, CountChunk::default()));
+        let mut fragments = self.fragments();
+        let known: Vec<FragmentKey> = fragments.keys().map(|key| key.expect("can be read")).collect();
+        known.iter().for_each(|key| fragments.remove(key).expect("is there"));
     }
 
     /// Makes every connection's last packet `ticks` older; no test waits.
@@ -436,6 +446,18 @@ impl Bench {
             taken.for_each(|slot| slot.last_seen = slot.last_seen.wrapping_sub(ticks));
             self.set("connections", index, bucket);
         }
+        let mut fragments = self.fragments();
+        let known: Vec<(FragmentKey, FragmentEntry)> = fragments.iter().map(|one| one.expect("can be read")).collect();
+        for (key, mut entry) in known {
+            entry.since = entry.since.wrapping_sub(ticks.into());
+            fragments.insert(key, entry, 0).expect("takes it");
+        }
+    }
+
+    /// First fragments that are remembered.
+    pub fn fragments(&mut self) -> HashMap<&mut MapData, FragmentKey, FragmentEntry> {
+        let map = self.datapath.ebpf().map_mut("fragments").expect("is there");
+        HashMap::try_from(map).expect("a hash map")
     }
 
     /// How many buckets the connection table has.
@@ -507,7 +529,7 @@ pub fn poisoning(table: &ProgramTable) -> Program {
 
 /// Runs `program` once on `frame`; what it leaves.
 pub fn run(program: &Program, frame: &[u8]) -> (Verdict, Vec<u8>) {
-    let mut output = vec![0; 4096];
+    let mut output = vec![0; 16_384];
     let (verdict, length) = program.test_run(frame, &mut output).expect("the kernel runs the program");
     output.truncate(length);
     let verdict = match verdict {

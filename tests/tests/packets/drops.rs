@@ -13,14 +13,16 @@ use super::scene::{
     FAMILIES, Family, INGRESS, METHODS, NAT_PORT, PORT, PROTOCOLS, UNLISTED, answer, opening, real_mac, real_server,
     service,
 };
-use super::{access, headroom, routes};
+use super::{access, extensions, fragments, headroom, routes};
 
 /// The scenes in which a reason arises. A reason that is added needs one.
 fn scenes(reason: DropReason) -> &'static [fn()] {
     match reason {
-        DropReason::Malformed => &[longer_than_the_frame, shorter_than_its_headers, malformed_answers],
-        DropReason::Fragment => &[first_fragments],
-        DropReason::ExtensionHeader => &[extension_headers],
+        DropReason::Malformed => {
+            &[longer_than_the_frame, shorter_than_its_headers, malformed_answers, extensions::malformed_options]
+        }
+        DropReason::UnknownFragment => &[fragments::unknown_fragments],
+        DropReason::ExtensionHeader => &[extensions::authenticated],
         DropReason::NoRealServer => &[no_real_server],
         DropReason::NoConnection => &[no_connection],
         DropReason::TupleInUse => &[tuple_in_use],
@@ -33,6 +35,8 @@ fn scenes(reason: DropReason) -> &'static [fn()] {
         DropReason::NoHeadroom => &[headroom::no_headroom],
         DropReason::Denied => &[access::denied],
         DropReason::UnlistedInterface => &[unlisted_interface, routes::unlisted_interface],
+        DropReason::TinyFragment => &[fragments::tiny_fragments],
+        DropReason::SourceRoute => &[extensions::source_routes],
     }
 }
 
@@ -88,16 +92,6 @@ fn a_length_shorter_than_the_headers_is_malformed() {
 #[test]
 fn a_malformed_answer_is_dropped() {
     in_namespace(malformed_answers);
-}
-
-#[test]
-fn a_first_fragment_is_dropped() {
-    in_namespace(first_fragments);
-}
-
-#[test]
-fn a_packet_with_extension_headers_is_dropped() {
-    in_namespace(extension_headers);
 }
 
 #[test]
@@ -198,72 +192,6 @@ fn each_answer(scene: impl Fn(&Bench, &Frame, &Frame)) {
             scene(&bench, &answer(&request, real, 1, SYN | ACK), &request);
         }
     }
-}
-
-/// An IPv6 fragment header (RFC 8200 §4.5) with this offset and mark.
-fn fragment_header(field: u16) -> (u8, Vec<u8>) {
-    let [high, low] = field.to_be_bytes();
-    (44, vec![0, 0, high, low, 0, 0, 0, 1])
-}
-
-/// `packet` as the first of several fragments.
-fn first_fragment(packet: &Frame) -> Frame {
-    let mut first = packet.clone().payload(&[0x42; 16]);
-    if packet.source.is_ipv4() {
-        (first.more_fragments, first.dont_fragment) = (true, false);
-    } else {
-        first.extensions = vec![fragment_header(1)];
-    }
-    first
-}
-
-fn first_fragments() {
-    each_opening(|bench, packet| {
-        bench.expect_drop(&first_fragment(&packet).bytes(), DropReason::Fragment);
-        if !packet.source.is_ipv4() {
-            let behind_options = vec![(0, vec![0, 0, 1, 4, 0, 0, 0, 0]), fragment_header(1)];
-            bench.expect_drop(&Frame { extensions: behind_options, ..packet }.bytes(), DropReason::Fragment);
-        }
-    });
-    each_answer(|bench, answer, _| bench.expect_drop(&first_fragment(answer).bytes(), DropReason::Fragment));
-}
-
-fn extension_headers() {
-    // PadN of 4 bytes; a routing header without segments; an authentication header; a fragment that is the whole packet.
-    let hop_by_hop = (0, vec![0, 0, 1, 4, 0, 0, 0, 0]);
-    let destination = (60, vec![0, 0, 1, 4, 0, 0, 0, 0]);
-    let long_destination = (60, [vec![0, 2, 1, 20], vec![0; 20]].concat());
-    let routing = (43, vec![0, 0, 4, 0, 0, 0, 0, 0]);
-    let authentication = (51, [vec![0, 4], vec![9; 22]].concat());
-    let chains = [
-        vec![hop_by_hop.clone()],
-        vec![destination.clone()],
-        vec![long_destination.clone()],
-        vec![routing.clone()],
-        vec![authentication.clone()],
-        vec![fragment_header(0)],
-        vec![hop_by_hop.clone(), destination.clone(), routing, fragment_header(0), authentication, long_destination],
-        vec![destination.clone(); 8],
-        // As many as fit into 1500 bytes before a TCP header.
-        vec![destination.clone(); 180],
-    ];
-    each_opening(|bench, packet| {
-        if packet.source.is_ipv4() {
-            return;
-        }
-        for extensions in chains.clone() {
-            let with_headers = Frame { extensions, ..packet.clone() };
-            bench.expect_drop(&with_headers.bytes(), DropReason::ExtensionHeader);
-            let to_another_port = Frame { destination: (packet.destination.ip(), 81).into(), ..with_headers };
-            bench.expect_untouched(&to_another_port);
-        }
-    });
-    each_answer(|bench, answer, _| {
-        if !answer.source.is_ipv4() {
-            let answer = Frame { extensions: vec![hop_by_hop.clone()], ..answer.clone() };
-            bench.expect_drop(&answer.bytes(), DropReason::ExtensionHeader);
-        }
-    });
 }
 
 fn no_real_server() {

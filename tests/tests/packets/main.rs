@@ -25,11 +25,15 @@ mod drops;
 #[cfg(test)]
 mod exchanges;
 #[cfg(test)]
+mod extensions;
+#[cfg(test)]
 mod fill;
 #[cfg(test)]
 mod floods;
 #[cfg(test)]
 mod forwarding;
+#[cfg(test)]
+mod fragments;
 #[cfg(test)]
 mod frame;
 #[cfg(test)]
@@ -44,6 +48,8 @@ mod icmp;
 mod model;
 #[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod pieces;
 #[cfg(test)]
 mod pruning;
 #[cfg(test)]

@@ -12,17 +12,41 @@ use super::frame::{ACK, FIN, Ipv4Header, Ipv6Header, RST, SYN, internet_checksum
 use super::scene::{Family, OUR_MAC};
 use super::sctp_frame;
 
-/// Where things are in a TCP, UDP or SCTP packet to our Ethernet address.
+/// Where things are in a TCP, UDP or SCTP packet, or a fragment of one, to our Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     pub family: Family,
     pub protocol: u8,
+    /// With port 0 where [`Part::Later`] has none.
     pub source: SocketAddr,
     pub destination: SocketAddr,
-    /// Offset of the transport header in the frame.
+    pub part: Part,
+    /// Whether an authentication header covers addresses and ports.
+    pub is_authenticated: bool,
+    /// Whether the transport header is not right behind the IP header: then it is IPv6, and refused without an answer.
+    pub is_extended: bool,
+    /// Offset of the transport header, or of what a later fragment has instead.
     pub transport: usize,
     /// Offset of the first byte behind the IP packet.
     pub end: usize,
+}
+
+/// How much of its packet a frame has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    All,
+    First(Whole),
+    Later(Whole),
+}
+
+/// What the fragments of a packet have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Whole {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub identification: u32,
+    /// IPv4 only.
+    pub protocol: u8,
 }
 
 /// What a frame is.
@@ -32,6 +56,10 @@ pub enum Examined {
     Foreign,
     /// It has ports; and, where something stands against forwarding it, a fault.
     Packet { reading: Reading, fault: Option<DropReason> },
+    /// A fragment that isn't the first, or not one that is forwarded.
+    Later { reading: Reading, whole: Whole, fault: Option<DropReason> },
+    /// A first fragment without the transport header that it must have.
+    Tiny { whole: Whole },
 }
 
 /// What changes in the packet itself.
@@ -64,12 +92,14 @@ impl Told {
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SCTP: u8 = 132;
+/// IPv6's fragment header.
+const FRAGMENT: u8 = 44;
 
-/// Reads a frame; `None` for what must not be forwarded.
+/// Reads a frame; `None` for what must not be forwarded, and for fragments that are not the first.
 pub fn read(frame: &[u8]) -> Option<Reading> {
     match examine(frame) {
         Examined::Packet { reading, fault: None } => Some(reading),
-        Examined::Packet { .. } | Examined::Foreign => None,
+        Examined::Packet { .. } | Examined::Later { .. } | Examined::Tiny { .. } | Examined::Foreign => None,
     }
 }
 
@@ -80,75 +110,192 @@ pub fn examine(frame: &[u8]) -> Examined {
         (Some(to), Some([0x86, 0xdd])) if *to == OUR_MAC => examine_ipv6(frame),
         _ => None,
     };
-    found.map_or(Examined::Foreign, |(reading, fault)| Examined::Packet { reading, fault })
+    found.unwrap_or(Examined::Foreign)
 }
 
-type Found = Option<(Reading, Option<DropReason>)>;
-
-fn examine_ipv4(frame: &[u8]) -> Found {
+fn examine_ipv4(frame: &[u8]) -> Option<Examined> {
     let header = frame.get(14..34)?;
     let (version, words) = (header[0] >> 4, usize::from(header[0] & 15));
     let (more_fragments, offset) = (header[6] & 0x20 != 0, word(header, 6) & 0x1fff);
-    if version != 4 || words < 5 || offset != 0 {
+    if version != 4 || words < 5 || ![TCP, UDP, SCTP].contains(&header[9]) {
         return None;
     }
     let address = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&header[at..at + 4]).expect("four bytes"));
+    let whole = Whole {
+        source: address(12),
+        destination: address(16),
+        identification: word(header, 4).into(),
+        protocol: header[9],
+    };
+    let part = match (offset, more_fragments) {
+        (0, false) => Part::All,
+        (0, true) => Part::First(whole),
+        _ => Part::Later(whole),
+    };
+    let behind = Behind { protocol: header[9], transport: 14 + words * 4, ..Behind::of(part, usize::from(offset) * 8) };
+    let obstacle = if words > 5 { fault_of_options(frame, 14 + words * 4) } else { None };
     let end = 14 + usize::from(word(header, 2));
-    let reading = ports(frame, Family::V4, [address(12), address(16)], [14 + words * 4, end], header[9])?;
-    let obstacle = more_fragments.then_some(DropReason::Fragment);
-    Some((reading, obstacle.or(reading.fault(frame, header[8]))))
+    behind.examine(frame, Family::V4, [address(12), address(16)], (end, header[8]), obstacle)
 }
 
-fn examine_ipv6(frame: &[u8]) -> Found {
+/// What is wrong with options that end before the offset `end` (RFC 791 §3.1): a prescribed route, or lengths.
+fn fault_of_options(frame: &[u8], end: usize) -> Option<DropReason> {
+    let mut at = 34;
+    while at < end {
+        let Some(kind) = frame.get(at) else { return Some(DropReason::Malformed) };
+        at += match kind {
+            0 => return None,
+            1 => 1,
+            // Loose and strict source and record route.
+            131 | 137 => return Some(DropReason::SourceRoute),
+            _ => match frame.get(at + 1) {
+                Some(length @ 2..) => usize::from(*length),
+                _ => return Some(DropReason::Malformed),
+            },
+        };
+    }
+    (at > end).then_some(DropReason::Malformed)
+}
+
+fn examine_ipv6(frame: &[u8]) -> Option<Examined> {
     let header = frame.get(14..54)?;
     let address = |at: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&header[at..at + 16]).expect("sixteen bytes"));
     let (source, destination) = (address(8), address(24));
     if header[0] >> 4 != 6 || source.to_ipv4_mapped().is_some() || destination.to_ipv4_mapped().is_some() {
         return None;
     }
+    let ips = [source.into(), destination.into()];
+    let (behind, obstacle) = match behind_extensions(frame, ips, header[6]) {
+        Walk::Ends => return None,
+        Walk::Hides(whole) => return Some(Examined::Tiny { whole }),
+        Walk::Leads { behind, obstacle } => (behind, obstacle),
+    };
     let end = 54 + usize::from(word(header, 4));
-    let (transport, protocol, obstacle) = behind_extensions(frame, header[6])?;
-    let reading = ports(frame, Family::V6, [source.into(), destination.into()], [transport, end], protocol)?;
-    Some((reading, obstacle.or(reading.fault(frame, header[7]))))
+    behind.examine(frame, Family::V6, ips, (end, header[7]), obstacle)
 }
 
-/// Offset and number of what stands behind the extension headers (RFC 8200 §4), and what is wrong with there being some.
-fn behind_extensions(frame: &[u8], first: u8) -> Option<(usize, u8, Option<DropReason>)> {
-    let (mut at, mut number, mut obstacle) = (54, first, None);
-    loop {
-        let units = |index: usize| frame.get(at + index).map(|byte| usize::from(*byte));
-        let length = match number {
-            // Hop-by-hop options, routing, destination options: units of eight bytes without the first.
-            0 | 43 | 60 => (units(1)? + 1) * 8,
+/// What stands behind the IP header and its extensions.
+#[derive(Clone, Copy)]
+struct Behind {
+    part: Part,
+    /// Bytes of the packet's payload before this fragment's.
+    before: usize,
+    protocol: u8,
+    transport: usize,
+    is_authenticated: bool,
+    is_extended: bool,
+}
+
+/// Where following the extension headers comes to.
+enum Walk {
+    /// Nothing of ours.
+    Ends,
+    /// A fragment ends before the transport header.
+    Hides(Whole),
+    Leads {
+        behind: Behind,
+        obstacle: Option<DropReason>,
+    },
+}
+
+/// Follows the extension headers (RFC 8200 §4) from the one whose number is `first`.
+fn behind_extensions(frame: &[u8], [source, destination]: [IpAddr; 2], first: u8) -> Walk {
+    let (mut at, mut number) = (54, first);
+    let mut behind = Behind::of(Part::All, 0);
+    let mut obstacle = None;
+    while ![TCP, UDP, SCTP].contains(&number) {
+        // A fragment header says at least which packet this is a part of.
+        let cut_off = match behind.part {
+            Part::First(whole) => Walk::Hides(whole),
+            Part::All | Part::Later(_) => Walk::Ends,
+        };
+        let Some([next, length, high, low]) = frame.get(at..at + 4) else { return cut_off };
+        let units = usize::from(*length);
+        at += match number {
+            // Hop-by-hop options, destination options: units of eight bytes without the first.
+            0 | 60 => (units + 1) * 8,
+            // Routing: as many nodes are still to be visited.
+            43 => {
+                obstacle = obstacle.or((*low != 0).then_some(DropReason::SourceRoute));
+                (units + 1) * 8
+            }
             // Authentication: units of four bytes without the first two.
-            51 => (units(1)? + 2) * 4,
+            51 => {
+                behind.is_authenticated = true;
+                (units + 2) * 4
+            }
             // Fragment: an offset, and whether there are more.
             44 => {
-                let field = word(frame.get(at..at + 4)?, 2);
-                if field & 0xfff8 != 0 {
-                    return None;
-                }
-                if field & 1 != 0 {
-                    obstacle = Some(DropReason::Fragment);
+                let Some(identification) = frame.get(at + 4..at + 8) else { return cut_off };
+                let identification = u32::from_be_bytes(identification.try_into().expect("four bytes"));
+                let whole = Whole { source, destination, identification, protocol: 0 };
+                let field = u16::from_be_bytes([*high, *low]);
+                match (behind.part, usize::from(field & 0xfff8)) {
+                    (Part::First(_), _) => return cut_off,
+                    (_, 0) if field & 1 == 0 => {}
+                    (_, 0) => behind.part = Part::First(whole),
+                    (_, before) => {
+                        let may_hide_ports = [0, TCP, UDP, SCTP, 43, 44, 51, 60].contains(next);
+                        behind = Behind { part: Part::Later(whole), before, protocol: *next, ..behind };
+                        behind = Behind { transport: at + 8, is_extended: true, ..behind };
+                        return if may_hide_ports { Walk::Leads { behind, obstacle } } else { Walk::Ends };
+                    }
                 }
                 8
             }
-            _ => return Some((at, number, obstacle)),
+            _ => return Walk::Ends,
         };
-        obstacle = obstacle.or(Some(DropReason::ExtensionHeader));
-        number = *frame.get(at)?;
-        at += length;
+        behind.is_extended = true;
+        number = *next;
     }
+    Walk::Leads { behind: Behind { protocol: number, transport: at, ..behind }, obstacle }
 }
 
-fn ports(frame: &[u8], family: Family, ips: [IpAddr; 2], range: [usize; 2], protocol: u8) -> Option<Reading> {
-    let ([source, destination], [transport, end]) = (ips, range);
-    if ![TCP, UDP, SCTP].contains(&protocol) {
-        return None;
+impl Behind {
+    fn of(part: Part, before: usize) -> Self {
+        Self { part, before, protocol: 0, transport: 0, is_authenticated: false, is_extended: false }
     }
-    let ports = frame.get(transport..transport + 4)?;
-    let (source, destination) = (SocketAddr::new(source, word(ports, 0)), SocketAddr::new(destination, word(ports, 2)));
-    Some(Reading { family, protocol, source, destination, transport, end })
+
+    /// `end` is the offset at which the packet ends as its header says.
+    fn examine(
+        self,
+        frame: &[u8],
+        family: Family,
+        [source, destination]: [IpAddr; 2],
+        (end, ttl): (usize, u8),
+        obstacle: Option<DropReason>,
+    ) -> Option<Examined> {
+        let Self { part, before, protocol, transport, is_authenticated, is_extended } = self;
+        let header = match protocol {
+            TCP => 20,
+            // With the head of a chunk.
+            SCTP => 16,
+            _ => 8,
+        };
+        let ports = match (part, frame.get(transport..transport + 4)) {
+            (Part::Later(_), _) => [0; 2],
+            (Part::First(whole), ports) if ports.is_none() || transport + header > end => {
+                return Some(Examined::Tiny { whole });
+            }
+            (_, ports) => ports.map(|ports| [word(ports, 0), word(ports, 2)])?,
+        };
+        let (source, destination) = (SocketAddr::new(source, ports[0]), SocketAddr::new(destination, ports[1]));
+        let reading =
+            Reading { family, protocol, source, destination, part, is_authenticated, is_extended, transport, end };
+        let least = if matches!(part, Part::Later(_)) { transport } else { transport + header };
+        let lengths = (least > end || end > frame.len()).then_some(DropReason::Malformed);
+        let fault = obstacle.or(lengths).or((ttl < 2).then_some(DropReason::TtlExpired));
+        // The transport header must not be written over, RFC 1858 §3 and RFC 3128.
+        let overlaps = [TCP, UDP, SCTP].contains(&protocol) && before < header;
+        Some(match part {
+            Part::Later(whole) if overlaps => {
+                let route = obstacle.filter(|reason| *reason == DropReason::SourceRoute);
+                Examined::Later { reading, whole, fault: route.or(Some(DropReason::TinyFragment)) }
+            }
+            Part::Later(whole) => Examined::Later { reading, whole, fault },
+            Part::All | Part::First(_) => Examined::Packet { reading, fault },
+        })
+    }
 }
 
 impl Reading {
@@ -163,11 +310,18 @@ impl Reading {
         let chunk = frame.get(self.transport + 12).copied();
         let is_end = self.flags(frame) & RST != 0;
         match (self.protocol, chunk) {
+            _ if self.is_extended => false,
             (SCTP, Some(9 | 11)) => false,
             // The tag for the answer stands in it.
             (SCTP, Some(1)) => self.transport + 20 <= self.end,
             _ => !is_end,
         }
+    }
+
+    /// Whether its sender would be told that it goes no further: RFC 1122 §3.2.2 says no of later fragments; of IPv6 those are
+    /// told whose transport header comes right behind the IP header or a fragment header.
+    pub fn can_be_told(&self, frame: &[u8]) -> bool {
+        !matches!(self.part, Part::Later(_)) && (!self.is_extended || frame[20] == FRAGMENT)
     }
 
     /// What SCTP's chunks (RFC 9260 §3.2) say in TCP's words, of the first eight.
@@ -213,24 +367,10 @@ impl Reading {
         self.end - 14
     }
 
-    /// What is wrong with the lengths or with the time to live.
-    fn fault(&self, frame: &[u8], ttl: u8) -> Option<DropReason> {
-        let header = match self.protocol {
-            TCP => 20,
-            // With the head of a chunk.
-            SCTP => 16,
-            _ => 8,
-        };
-        if self.transport + header > self.end || self.end > frame.len() {
-            return Some(DropReason::Malformed);
-        }
-        (ttl < 2).then_some(DropReason::TtlExpired)
-    }
-
     /// The frame with `change` made, one less to live, and its checksums as right or as wrong as they were.
     ///
-    /// Where they were right they are computed anew, from scratch. Where not, `actual` is asked, as no checksum is the
-    /// right one: it must be wrong by the same amount.
+    /// Where they were right they are computed anew, from scratch. Where not, as in the first of several fragments, they are
+    /// wrong by the same amount; and in `actual`, if there is one, they must be that too.
     pub fn forwarded(&self, frame: &[u8], change: Change, actual: &[u8]) -> Vec<u8> {
         let mut out = frame.to_vec();
         match change {
@@ -245,6 +385,9 @@ impl Reading {
                 correct(&mut out, 14 + 10, actual, frame, |bytes| bytes[header.clone()].to_vec());
             }
             Family::V6 => out[14 + 7] -= 1,
+        }
+        if matches!(self.part, Part::Later(_)) {
+            return out;
         }
         let checksum = self.transport + if self.protocol == TCP { 16 } else { 6 };
         let is_absent = self.protocol == UDP && word(frame, checksum) == 0;
@@ -358,9 +501,13 @@ impl Reading {
         [&frame[6..12], &frame[..6], &frame[12..14], &packet].concat()
     }
 
-    /// An ICMP error with the start of the packet.
+    /// An ICMP error with the start of the packet: eight bytes behind the IP header, and behind the fragment header.
     fn error(&self, frame: &[u8], from: IpAddr, [kind, code]: [u8; 2], rest: u32) -> Vec<u8> {
-        let quoted = &frame[14..self.transport + 8];
+        let quoted = match self.family {
+            Family::V4 => &frame[14..self.transport + 8],
+            Family::V6 if frame[20] == FRAGMENT => &frame[14..54 + 16],
+            Family::V6 => &frame[14..54 + 8],
+        };
         let protocol = if self.family == Family::V4 { 1 } else { 58 };
         let mut message = [&[kind, code, 0, 0], &rest.to_be_bytes(), quoted].concat();
         let sum = match self.family {
@@ -396,8 +543,10 @@ impl Reading {
         let first = 14 + if self.family == Family::V4 { 12 } else { 8 };
         let at = first + end * ip.len();
         frame[at..at + ip.len()].copy_from_slice(&ip);
-        let at = self.transport + end * 2;
-        frame[at..at + 2].copy_from_slice(&address.port().to_be_bytes());
+        if !matches!(self.part, Part::Later(_)) {
+            let at = self.transport + end * 2;
+            frame[at..at + 2].copy_from_slice(&address.port().to_be_bytes());
+        }
     }
 
     /// What the transport checksum covers: pseudo header and segment.
@@ -422,6 +571,10 @@ pub fn correct(out: &mut [u8], at: usize, actual: &[u8], before: &[u8], covered:
     } else if let Some(claimed) = actual.get(at..at + 2) {
         out[at..at + 2].copy_from_slice(claimed);
         assert_eq!(error(out), error(before), "a wrong checksum at {at} became wrong by another amount");
+    } else {
+        // The error without it less the error that there shall be: 0x0000 and not 0xffff, as RFC 1624 §3 has it.
+        let missing = (u32::from(error(out)) + 0xffff - u32::from(error(before))) % 0xffff;
+        out[at..at + 2].copy_from_slice(&u16::try_from(missing).expect("below 0xffff").to_be_bytes());
     }
 }
 

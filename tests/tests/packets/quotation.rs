@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use lb_common::drop_reason::DropReason;
 
-use super::oracle::{Change, Reading, correct, word};
+use super::oracle::{Change, Part, Reading, correct, word};
 use super::scene::{Family, OUR_MAC};
 
 /// An ICMP error to who sent the TCP or UDP packet that it quotes.
@@ -85,7 +85,17 @@ impl Quotation {
         let quoted = frame.get(ports..ports + 4)?;
         let sender = SocketAddr::new(sender, word(quoted, 0));
         let receiver = SocketAddr::new(receiver, word(quoted, 2));
-        let answer = Reading { family, protocol, source: receiver, destination: sender, transport: icmp, end };
+        let answer = Reading {
+            family,
+            protocol,
+            source: receiver,
+            destination: sender,
+            part: Part::All,
+            is_authenticated: false,
+            is_extended: false,
+            transport: icmp,
+            end,
+        };
         let is_malformed = ports + 8 > end || end > frame.len();
         let fault = match (is_malformed, ttl) {
             (true, _) => Some(DropReason::Malformed),

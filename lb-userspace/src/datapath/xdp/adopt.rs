@@ -17,7 +17,7 @@ use lb_common::net::{Address, MacAddress, Port, Protocol};
 use lb_common::real::{NextHopState, RealServerEntry, load};
 use lb_common::service::{ForwardingMethod, IndexEntry, NONE, Refusal, Scheduler, ServiceKey, VirtualServerEntry};
 
-use super::chains::Source;
+use super::chains::{Replying, Source};
 use super::entries;
 use super::found::{self, Found};
 use super::live_index::LiveIndex;
@@ -135,12 +135,14 @@ impl XdpDatapath {
 
     /// Replies find every real server of their source, in order, and no other.
     fn heal_replies(&mut self, chains: &BTreeMap<Source, BTreeSet<u16>>) -> Result<(), DatapathError> {
-        let owners: BTreeMap<u64, Source> =
-            chains.keys().map(|source| (entries::reply_key(*source), *source)).collect();
+        let addresses: BTreeSet<IpAddr> = chains.keys().map(|source| source.address.ip()).collect();
+        let mut owners = BTreeMap::new();
+        owners.extend(chains.keys().map(|source| (entries::reply_key(*source), Replying::Source(*source))));
+        owners.extend(addresses.iter().map(|address| (entries::address_key(*address), Replying::Address(*address))));
         let entered = self.reply_index.entries()?;
         for entry in &entered {
-            if let Some(source) = owners.get(&entry.key) {
-                self.reply_index.own(entry.key, *source);
+            if let Some(owner) = owners.get(&entry.key) {
+                self.reply_index.own(entry.key, *owner);
             }
         }
         for (source, chain) in chains {
@@ -156,6 +158,9 @@ impl XdpDatapath {
                 let flags = self.slots.published(&tenant.service).map_or(0, |entry| entry.flags);
                 self.lead_replies(*source, index, tenant.service, flags)?;
             }
+        }
+        for address in addresses {
+            self.lead_address(address)?;
         }
         for entry in entered.iter().filter(|entry| !owners.contains_key(&entry.key)) {
             self.reply_index.remove(entry.key, Instant::now())?;

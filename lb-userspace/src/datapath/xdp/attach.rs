@@ -192,6 +192,10 @@ pub fn attach(
     Ok((taken, attached))
 }
 
+/// The largest MTU with which frames fit into a buffer of a page whatever the driver keeps of it (4096 bytes less headroom,
+/// `skb_shared_info` and Ethernet header with VLAN tags), in bytes.
+const ONE_BUFFER_MTU: u32 = 3_400;
+
 /// Why the driver takes no program, where that is what the kernel's answer means; other answers are faults.
 fn native_obstacle(error: &ProgramError, link: &Link) -> Option<String> {
     let ProgramError::SyscallError(error) = error else { return None };
@@ -206,6 +210,10 @@ fn native_obstacle(error: &ProgramError, link: &Link) -> Option<String> {
             .to_owned(),
         ),
         libc::ERANGE => Some(format!("an MTU is too large for it: {} here, or that of a veth device's peer", link.mtu)),
+        libc::EINVAL | libc::E2BIG if link.mtu > ONE_BUFFER_MTU => Some(format!(
+            "with an MTU of {} its driver would have to give frames in several buffers; lower it to {ONE_BUFFER_MTU}",
+            link.mtu
+        )),
         libc::EINVAL => Some("its driver refuses it as it is set up".to_owned()),
         _ => None,
     }

@@ -3,7 +3,7 @@
 //! Each chain is in the order of the indexes. The packet path enters it by `reply_index` and follows `next_same`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::net::Protocol;
 
@@ -19,6 +19,15 @@ pub struct Source {
 /// All chains.
 #[derive(Debug, Default)]
 pub struct Chains(BTreeMap<Source, BTreeSet<u16>>);
+
+/// What an entry of `reply_index` stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replying {
+    /// The chain of the real servers that a reply shows.
+    Source(Source),
+    /// The address that has some: what of its packets has no ports is told from others' by that.
+    Address(IpAddr),
+}
 
 /// A place's neighbours in its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +49,13 @@ impl Chains {
         let Some(chain) = self.0.get(source) else { return Neighbours { before: None, after: None } };
         let (before, after) = (chain.range(..index).next_back(), chain.range(index.saturating_add(1)..).next());
         Neighbours { before: before.copied(), after: after.copied() }
+    }
+
+    /// Any place in a chain of this address.
+    pub fn any_of(&self, address: IpAddr) -> Option<u16> {
+        let first = Source { address: SocketAddr::new(address, 0), protocol: Protocol::Tcp };
+        let of_it = self.0.range(first..).take_while(|(source, _)| source.address.ip() == address);
+        of_it.flat_map(|(_, chain)| chain).next().copied()
     }
 
     /// Puts `index` into the chain of `source`.
@@ -80,5 +96,15 @@ mod tests {
         assert_eq!(chains.neighbours(&source(1), 17), neighbours(Some(5), None));
         chains.remove(&source(2), 6);
         assert_eq!(chains.neighbours(&source(2), 7), neighbours(None, None));
+    }
+
+    #[test]
+    fn an_address_has_the_places_of_all_its_ports_and_protocols() {
+        let address = |last| SocketAddr::from(([10, 0, 0, last], 53));
+        let mut chains = Chains::default();
+        for (last, index) in [(1, 5), (3, 7)] {
+            chains.insert(Source { address: address(last), protocol: Protocol::Udp }, index);
+        }
+        assert_eq!([0, 1, 2, 3].map(|last| chains.any_of(address(last).ip())), [None, Some(5), None, Some(7)]);
     }
 }

@@ -284,6 +284,11 @@ pub fn vip_key(vip: IpAddr) -> u64 {
     lb_common::hash::vip_key(&vip.into())
 }
 
+/// The key in `reply_index` of an address that has real servers behind `nat`.
+pub fn address_key(address: IpAddr) -> u64 {
+    lb_common::hash::vip_key(&address.into())
+}
+
 /// The key of a real server in `reply_index`.
 pub fn reply_key(source: Source) -> u64 {
     let Source { address, protocol } = source;

@@ -10,8 +10,9 @@ use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_obj::generated::bpf_map_type;
 use lb_common::connection::{TICK_SHIFT, Timeouts, buckets_for};
+use lb_common::fragment::FRAGMENT_SECONDS;
 use lb_common::hash::Secret;
-use lb_common::{REAL_PLACES_MAX, STAGE_EXCEPTIONAL, STAGE_ICMP};
+use lb_common::{REAL_PLACES_MAX, STAGE_EXCEPTIONAL, STAGE_EXCEPTIONAL_IPV6, STAGE_FRAGMENT, STAGE_ICMP};
 
 use super::origin;
 use crate::host::jiffies_per_second;
@@ -130,7 +131,12 @@ const TIMEOUTS: &str = "timeouts";
 /// The programs that `balance` jumps to.
 const STAGES: &str = "stages";
 /// What is in `stages`: place and program.
-const STAGE_PROGRAMS: [(u32, &str); 2] = [(STAGE_EXCEPTIONAL, "exceptional"), (STAGE_ICMP, "icmp")];
+const STAGE_PROGRAMS: [(u32, &str); 4] = [
+    (STAGE_EXCEPTIONAL, "exceptional"),
+    (STAGE_EXCEPTIONAL_IPV6, "exceptional_ipv6"),
+    (STAGE_FRAGMENT, "fragment"),
+    (STAGE_ICMP, "icmp"),
+];
 
 /// Creates the maps and loads the program `name`, which keeps those of `maps`; the rest, other programs', are freed.
 /// Where `stages` is one of `maps`, the programs in it are loaded, too.
@@ -292,6 +298,7 @@ fn load_build(build: &Build<'_>, name: &'static str, maps: &[&str], options: &Lo
         .override_global("REPLY_INDEX_MASK", &reply_mask, true)
         .override_global("WIDE_TUPLES", &wide_tuples, true)
         .override_global("REJECTS_PER_TICK", &rejects_per_tick, true)
+        .override_global("FRAGMENT_TICKS", &fragment_ticks(jiffies_per_second()), true)
         .load(build.object)
         .map_err(LoadError::Maps)?;
     program(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { name, source })?;
@@ -336,9 +343,20 @@ fn rejects_per_tick(rate: u32, hz: u32) -> u32 {
     u32::try_from(a_tick).unwrap_or(u32::MAX)
 }
 
+/// [`FRAGMENT_SECONDS`] in coarse ticks, rounded up, on a kernel with `hz` jiffies a second.
+const fn fragment_ticks(hz: u32) -> u32 {
+    (FRAGMENT_SECONDS * hz).div_ceil(1 << TICK_SHIFT)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn thirty_seconds_are_thirty_ticks_at_250_hz() {
+        // 7500 jiffies are 29.3 ticks.
+        assert_eq!(fragment_ticks(250), 30);
+    }
 
     #[test]
     fn a_thousand_rejections_a_second_are_1024_in_a_tick_at_250_hz() {

@@ -19,11 +19,12 @@ use super::detach::detach;
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The load balancer's maps, which are pinned: an operator may want to look at any of them.
-pub const MAPS: [&str; 25] = [
+pub const MAPS: [&str; 26] = [
     "abi_version",
     "client_hops",
     "connections",
     "drops",
+    "fragments",
     "interfaces",
     "lookups",
     "own_addresses",

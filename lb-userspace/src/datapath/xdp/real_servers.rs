@@ -247,7 +247,7 @@ impl XdpDatapath {
             Some(before) => self.set_next(before, index.into())?,
         }
         self.slots.chains.insert(source, index);
-        Ok(())
+        self.lead_address(source.address.ip())
     }
 
     /// Makes replies pass the real server at `index` by; one that they do not find is left alone.
@@ -267,7 +267,7 @@ impl XdpDatapath {
             (None, None) => self.reply_index.remove(entries::reply_key(source), Instant::now())?,
         }
         self.slots.chains.remove(&source, index);
-        Ok(())
+        self.lead_address(source.address.ip())
     }
 
     pub(super) fn set_next(&mut self, index: u16, next_same: u32) -> Result<(), DatapathError> {

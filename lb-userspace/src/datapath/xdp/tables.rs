@@ -23,7 +23,7 @@ use lb_common::service::{
 use lb_common::{ABI_VERSION, INTERFACES_LENGTH, VIRTUAL_SERVERS_MAX};
 use tracing::info;
 
-use super::chains::Source;
+use super::chains::{Replying, Source};
 use super::entries::{self, Behind};
 use super::live_index::{LiveIndex, Put};
 use super::mapped::Mapped;
@@ -45,7 +45,7 @@ pub struct XdpDatapath {
     pub(super) views: Views,
     pub(super) slots: Slots,
     pub(super) service_index: LiveIndex<Led>,
-    pub(super) reply_index: LiveIndex<Source>,
+    pub(super) reply_index: LiveIndex<Replying>,
     pub(super) prefixes: Prefixes,
     pub(super) ways: BTreeMap<IpAddr, Way>,
     /// Whether everything was written by this process, so that what it would write again is there.
@@ -399,7 +399,21 @@ impl XdpDatapath {
         flags: u32,
     ) -> Result<(), DatapathError> {
         let entry = IndexEntry { key: entries::reply_key(source), index: index.into(), flags };
-        let entered = enter(&mut self.reply_index, self.views.lookups.word(REPLIES)?, source, entry)?;
+        self.enter_reply(service, Replying::Source(source), entry)
+    }
+
+    /// Notes that packets of `address` may be replies, or that none is any more.
+    pub(super) fn lead_address(&mut self, address: IpAddr) -> Result<(), DatapathError> {
+        let key = entries::address_key(address);
+        let index = self.slots.chains.any_of(address);
+        let Some((index, tenant)) = index.and_then(|index| Some((index, self.slots.places.tenant(index)?))) else {
+            return self.reply_index.remove(key, Instant::now());
+        };
+        self.enter_reply(tenant.service, Replying::Address(address), IndexEntry { key, index: index.into(), flags: 0 })
+    }
+
+    fn enter_reply(&mut self, service: Service, owner: Replying, entry: IndexEntry) -> Result<(), DatapathError> {
+        let entered = enter(&mut self.reply_index, self.views.lookups.word(REPLIES)?, owner, entry)?;
         entered.map_err(|source| DatapathError::Index { map: "reply_index", service, source })
     }
 }

@@ -3,6 +3,7 @@
 //! Shares data types and hashes with the program, and no decisions. It knows neither locks nor races: one packet at a time.
 
 mod error;
+pub mod fragments;
 mod reply;
 mod request;
 pub mod rings;
@@ -20,12 +21,14 @@ use lb_common::counters::Counters;
 use lb_common::drop_reason::DropReason;
 use lb_common::hash::Secret;
 use lb_common::net::Protocol;
+use lb_userspace::host::jiffies_per_second;
 use lb_userspace::model::Service;
 
+use self::fragments::Known;
 use self::state::{Count, Side, State};
 use self::table::{Entry, Kind, Place, Table};
 use self::world::{Hop, Persistence, RealServer, VirtualServer};
-use super::oracle::{self, Change, Examined, Reading, Told};
+use super::oracle::{self, Change, Examined, Reading, Told, Whole};
 use super::scene::Mac;
 
 /// What becomes of a frame.
@@ -64,6 +67,10 @@ pub struct Model {
     rejects: (u16, u32),
     /// Where packets of each client came from, the way back to it.
     stations: BTreeMap<Place, Mac>,
+    /// Packets of which a first fragment has come.
+    pub fragments: BTreeMap<Whole, Known>,
+    /// How long others are expected then, in ticks.
+    patience: u16,
 }
 
 /// What is fixed when the program is loaded.
@@ -125,27 +132,24 @@ impl Model {
             vacated: BTreeMap::new(),
             rejects: (0, 0),
             stations: BTreeMap::new(),
+            fragments: BTreeMap::new(),
+            // 30 s, in ticks of 256 jiffies.
+            patience: u16::try_from((30 * jiffies_per_second()).div_ceil(256)).expect("fits"),
         }
     }
 
     /// Takes a frame that comes in at the tick `now`.
     pub fn take(&mut self, frame: &[u8], now: u16) -> Outcome {
-        let (reading, fault) = match oracle::examine(frame) {
-            Examined::Foreign => {
-                let outcome = self.error(frame, now);
-                self.count_drop(&outcome);
-                return outcome;
+        let packet = |reading: Reading| Packet { frame, reading, flags: reading.flags(frame), now };
+        let outcome = match oracle::examine(frame) {
+            Examined::Foreign => self.error(frame, now),
+            Examined::Tiny { whole } => self.tiny(whole),
+            Examined::Later { reading, whole, fault } => self.later(&packet(reading), whole, fault),
+            Examined::Packet { reading, fault } => {
+                let outcome = self.serve(packet(reading), fault);
+                self.note_first(&packet(reading), &outcome);
+                outcome
             }
-            Examined::Packet { reading, fault } => (reading, fault),
-        };
-        let flags = reading.flags(frame);
-        let packet = Packet { frame, reading, flags, now };
-        let outcome = match self.service_of(&reading) {
-            Some(service) => match fault {
-                Some(reason) => self.stopped(&packet, reading.destination.ip(), reason.into()),
-                None => self.request(packet, service),
-            },
-            None => self.reply(packet, fault),
         };
         self.count_drop(&outcome);
         outcome
@@ -155,6 +159,17 @@ impl Model {
         match outcome {
             Outcome::Refused { reason, .. } | Outcome::Dropped(reason) => *self.drops.entry(*reason).or_default() += 1,
             Outcome::Passed | Outcome::Sent { .. } => {}
+        }
+    }
+
+    /// A packet with ports.
+    fn serve(&mut self, packet: Packet, fault: Option<DropReason>) -> Outcome {
+        match self.service_of(&packet.reading) {
+            Some(service) => match fault {
+                Some(reason) => self.stopped(&packet, packet.reading.destination.ip(), reason.into()),
+                None => self.request(packet, service),
+            },
+            None => self.reply(packet, fault),
         }
     }
 
@@ -170,6 +185,7 @@ impl Model {
     pub fn clear(&mut self) {
         self.table.buckets.iter_mut().for_each(|slots| slots.fill(None));
         self.vacated.clear();
+        self.fragments.clear();
     }
 
     /// Ends what clients have who are not served: their connections, and templates that are theirs alone.
@@ -297,7 +313,11 @@ impl Model {
     fn stopped(&mut self, packet: &Packet, vip: IpAddr, stop: Stop) -> Outcome {
         match stop {
             Stop::Silent(reason) => Outcome::Dropped(reason),
-            Stop::Told(told) if packet.reading.is_from_a_host() && self.may_reject(packet.now) => {
+            Stop::Told(told)
+                if packet.reading.can_be_told(packet.frame)
+                    && packet.reading.is_from_a_host()
+                    && self.may_reject(packet.now) =>
+            {
                 Outcome::Refused { reason: told.reason(), bytes: packet.reading.told(packet.frame, vip, told) }
             }
             Stop::Told(told) => Outcome::Dropped(told.reason()),

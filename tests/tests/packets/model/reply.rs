@@ -9,6 +9,7 @@ use lb_common::service::ForwardingMethod;
 use super::super::frame::{ACK, SYN};
 use super::super::oracle::Change;
 use super::super::scene::{INGRESS, OUR_MAC};
+use super::fragments::Went;
 use super::state::{Side, State};
 use super::table::{Entry, Kind, Place};
 use super::world::RealServer;
@@ -33,6 +34,9 @@ impl Model {
             self.free(place);
             return Outcome::Passed;
         }
+        if packet.reading.is_authenticated {
+            return Outcome::Dropped(DropReason::ExtensionHeader);
+        }
         self.follow(place, Side::Server, &packet);
         let station = self.stations[&place];
         let length = u64::try_from(packet.reading.length()).expect("fits");
@@ -40,6 +44,7 @@ impl Model {
             counters.packets_out += 1;
             counters.bytes_out += length;
         });
+        self.note(&packet, Went::ToClient(real.index, real.generation, station, vip.ip()));
         Way::Out { ifindex: INGRESS, to: station, from: OUR_MAC }.send(&packet, Change::Source(vip))
     }
 
@@ -72,7 +77,11 @@ impl Model {
         {
             // No way back was learnt, and the test's namespace forwards nothing.
             let vip = self.vip_of(real, packet.reading.source.port()).ip();
-            return self.stopped(packet, vip, fault.unwrap_or(DropReason::ForwardingDisabled).into());
+            let otherwise = match packet.reading.is_authenticated {
+                true => DropReason::ExtensionHeader,
+                false => DropReason::ForwardingDisabled,
+            };
+            return self.stopped(packet, vip, fault.unwrap_or(otherwise).into());
         }
         if u32::from(packet.reading.protocol) == Protocol::Udp as u32 {
             self.note_direct(packet);

@@ -9,6 +9,7 @@ use lb_common::service::{ForwardingMethod, Refusal};
 
 use super::super::frame::{ACK, FIN, RST};
 use super::super::oracle::Change;
+use super::fragments::Went;
 use super::schedule;
 use super::state::{Side, State, is_opening};
 use super::table::{Entry, Inserted, Kind, Place};
@@ -265,6 +266,9 @@ impl Model {
     /// Length of the packet on its way to the real server, and whether it may go.
     pub(super) fn outgoing(&self, packet: &Packet, real: u16) -> Result<super::Way, Stop> {
         let real = &self.reals[&real];
+        if real.forwarding == ForwardingMethod::Nat && packet.reading.is_authenticated {
+            return Err(DropReason::ExtensionHeader.into());
+        }
         let outer = match (real.forwarding, real.address) {
             (ForwardingMethod::Nat | ForwardingMethod::Dr, _) => 0,
             (ForwardingMethod::Tun, _) if real.tunnel_source.is_none() => return Err(DropReason::NoRoute.into()),
@@ -274,7 +278,7 @@ impl Model {
         Self::way(real, packet.reading.length(), outer)
     }
 
-    fn send_to(&mut self, packet: &Packet, index: u16, is_new: bool) -> Outcome {
+    pub(super) fn send_to(&mut self, packet: &Packet, index: u16, is_new: bool) -> Outcome {
         let real = self.reals[&index].clone();
         let way = match self.outgoing(packet, index) {
             Ok(way) => way,
@@ -286,6 +290,7 @@ impl Model {
             counters.packets_in += 1;
             counters.bytes_in += bytes;
         });
+        self.note(packet, Went::ToServer(index, real.generation));
         match (real.forwarding, real.tunnel_source) {
             (ForwardingMethod::Dr, _) => way.send(packet, Change::Nothing),
             (ForwardingMethod::Nat, _) => {

@@ -54,17 +54,22 @@ impl Twin {
     /// Sends a frame through both.
     #[track_caller]
     pub fn send(&mut self, frame: &Frame) -> Outcome {
-        let bytes = frame.bytes();
+        self.send_bytes(&frame.bytes(), frame)
+    }
+
+    /// As [`Twin::send`], with what to show of it where they differ.
+    #[track_caller]
+    pub fn send_bytes(&mut self, bytes: &[u8], frame: &impl Debug) -> Outcome {
         let (mut later, before) = (self.model.clone(), self.bench.steady_tick());
-        let sent = self.bench.send_bytes(&bytes);
+        let sent = self.bench.send_bytes(bytes);
         let after = self.bench.tick();
-        let mut outcome = self.model.take(&bytes, before);
+        let mut outcome = self.model.take(bytes, before);
         if after != before && !self.is_as_in(&self.model.table.clone()) {
             // This machine stood still for some milliseconds, and the packet came in another tick.
-            outcome = later.take(&bytes, after);
+            outcome = later.take(bytes, after);
             self.model = later;
         }
-        compare(&sent, &outcome, &bytes, frame);
+        compare(&sent, &outcome, bytes, frame);
         outcome
     }
 
@@ -82,6 +87,9 @@ impl Twin {
         self.bench.age(ticks);
         for entry in self.model.table.buckets.iter_mut().flatten().flatten() {
             entry.last_seen = entry.last_seen.wrapping_sub(ticks);
+        }
+        for known in self.model.fragments.values_mut() {
+            known.since = known.since.wrapping_sub(ticks);
         }
     }
 
@@ -154,7 +162,7 @@ impl Twin {
 }
 
 #[track_caller]
-fn compare(sent: &Sent, outcome: &Outcome, bytes: &[u8], frame: &Frame) {
+fn compare(sent: &Sent, outcome: &Outcome, bytes: &[u8], frame: &impl Debug) {
     let (verdict, dropped, expected) = match outcome {
         Outcome::Passed => (Verdict::Pass, None, bytes),
         Outcome::Sent { ifindex: INGRESS, bytes } => (Verdict::Transmit, None, bytes.as_slice()),

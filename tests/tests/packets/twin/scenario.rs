@@ -18,6 +18,7 @@ use proptest::sample::select;
 
 use super::super::frame::{ACK, FIN, Frame, PSH, RST, SYN, Transport};
 use super::super::icmp;
+use super::super::pieces::cut;
 use super::super::scene::{FAMILIES, Family, NAT_PORT, OUR_MAC, PORT, real_mac};
 use super::super::sctp_frame::saying;
 
@@ -116,6 +117,8 @@ pub enum Event {
     Error(Which, u8, Look, usize),
     /// A packet of a client to a real server's own address.
     Direct(Which, u8, Look),
+    /// A packet of a client, or of a real server, in fragments, of which some come.
+    Fragments(Which, Option<u8>, Look, Cut),
     /// So many ticks pass.
     Wait(u16),
     /// A real server gets another weight.
@@ -141,6 +144,25 @@ pub struct Which {
     pub vip_port: u8,
 }
 
+/// Which fragments of a packet come.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    /// One of a few, so that packets have the same.
+    pub identification: u32,
+    /// Their numbers as they come, 0..=3.
+    pub order: Vec<usize>,
+}
+
+impl Cut {
+    /// The fragments of `frame` that come.
+    pub fn pieces(&self, frame: &Frame) -> Vec<Vec<u8>> {
+        let payload: Vec<u8> = (0..=255).cycle().take(600).collect();
+        let frame = Frame { dont_fragment: false, ..frame.clone().payload(&payload) };
+        let pieces = cut(&frame.bytes(), self.identification, &[24, 264, 64]);
+        self.order.iter().map(|number| pieces[*number].clone()).collect()
+    }
+}
+
 /// The rest of a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Look {
@@ -148,6 +170,21 @@ pub struct Look {
     pub payload: u16,
     pub ttl: u8,
     pub class: u8,
+    /// What stands between the IP header and the rest: mostly nothing.
+    pub between: Between,
+}
+
+/// IPv4 options or IPv6 extension headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Between {
+    Nothing,
+    Harmless,
+    /// Source routes, with their end reached in IPv6 only.
+    Routed(u8),
+    /// IPv6 only.
+    Authenticated,
+    /// IPv6 only.
+    OneFragment,
 }
 
 pub fn specs() -> impl Strategy<Value = Vec<Spec>> {
@@ -246,6 +283,8 @@ pub fn events(ports: u8, length: std::ops::Range<usize>) -> impl Strategy<Value 
             Event::Error(which, real, look, length)
         }),
         6 => (which(), any::<u8>(), look()).prop_map(|(which, real, look)| Event::Direct(which, real, look)),
+        8 => (which(), option::weighted(0.4, any::<u8>()), look(), cuts())
+            .prop_map(|(which, real, look, cut)| Event::Fragments(which, real, look, cut)),
         4 => select(vec![1_u16, 2, 6, 12, 25, 50, 100]).prop_map(Event::Wait),
         2 => (any::<u8>(), 0..REALS, select(vec![0_u16, 1, 2, 10])).prop_map(|(s, r, w)| Event::Weight(s, r, w)),
         2 => (any::<u8>(), 0..REALS).prop_map(|(server, real)| Event::Toggle(server, real)),
@@ -257,13 +296,37 @@ pub fn events(ports: u8, length: std::ops::Range<usize>) -> impl Strategy<Value 
     vec(event, length)
 }
 
+fn cuts() -> impl Strategy<Value = Cut> {
+    let whole = Just(vec![0, 1, 2, 3]);
+    let order = prop_oneof![2 => whole, 1 => vec(0..4_usize, 1..6)];
+    (0..3_u32, order).prop_map(|(identification, order)| Cut { identification, order })
+}
+
+fn between() -> impl Strategy<Value = Between> {
+    let rare = select(vec![
+        Between::Harmless,
+        Between::Harmless,
+        Between::Routed(0),
+        Between::Routed(1),
+        Between::Authenticated,
+        Between::OneFragment,
+    ]);
+    prop_oneof![12 => Just(Between::Nothing), 1 => rare]
+}
+
 fn look() -> impl Strategy<Value = Look> {
     let common = select(vec![SYN, SYN, SYN, ACK, ACK, ACK | PSH, FIN | ACK, RST, RST | ACK, SYN | ACK]);
     let odd = select(vec![0, PSH, FIN, SYN | FIN, SYN | RST, FIN | RST, SYN | 0xc0, 0xff]);
     let flags = prop_oneof![8 => common, 1 => odd];
     let payload = prop_oneof![6 => 0..4_u16, 1 => select(vec![1400_u16, 1432, 1452, 1460])];
     let ttl = prop_oneof![20 => 2..=255_u8, 1 => 0..2_u8];
-    (flags, payload, ttl, any::<u8>()).prop_map(|(flags, payload, ttl, class)| Look { flags, payload, ttl, class })
+    (flags, payload, ttl, any::<u8>(), between()).prop_map(|(flags, payload, ttl, class, between)| Look {
+        flags,
+        payload,
+        ttl,
+        class,
+        between,
+    })
 }
 
 impl Spec {
@@ -448,14 +511,39 @@ impl Spec {
     fn dressed(&self, frame: Frame, look: Look) -> Frame {
         let payload = vec![look.class; usize::from(look.payload)];
         let identification = u16::from(look.class) << 8 | u16::from(look.ttl);
-        Frame { ttl: look.ttl, class: look.class, identification, flow_label: u32::from(look.class) * 17, ..frame }
+        let (options, extensions) = match self.family {
+            Family::V4 => (look.between.options(), Vec::new()),
+            Family::V6 => (Vec::new(), look.between.extensions()),
+        };
+        let flow_label = u32::from(look.class) * 17;
+        Frame { ttl: look.ttl, class: look.class, identification, flow_label, options, extensions, ..frame }
             .payload(&payload)
+    }
+}
+
+impl Between {
+    fn options(self) -> Vec<u8> {
+        match self {
+            Self::Nothing | Self::Authenticated | Self::OneFragment => Vec::new(),
+            Self::Harmless => vec![0x94, 4, 0, 0, 1, 1, 1, 0],
+            Self::Routed(left) => vec![131, 7, 4 + 4 * left, 10, 0, 0, 1, 0],
+        }
+    }
+
+    fn extensions(self) -> Vec<(u8, Vec<u8>)> {
+        match self {
+            Self::Nothing => Vec::new(),
+            Self::Harmless => vec![(0, vec![0, 0, 1, 4, 0, 0, 0, 0]), (60, vec![0, 0, 1, 4, 0, 0, 0, 0])],
+            Self::Routed(left) => vec![(43, vec![0, 0, 4, left, 0, 0, 0, 0])],
+            Self::Authenticated => vec![(51, [vec![0, 4], vec![9; 22]].concat())],
+            Self::OneFragment => vec![(44, vec![0, 0, 0, 0, 0, 0, 0, 7])],
+        }
     }
 }
 
 impl Look {
     /// A packet like most, with these flags.
     pub const fn plain(flags: u8) -> Self {
-        Self { flags, payload: 0, ttl: 64, class: 0 }
+        Self { flags, payload: 0, ttl: 64, class: 0, between: Between::Nothing }
     }
 }

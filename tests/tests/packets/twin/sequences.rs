@@ -122,6 +122,17 @@ impl Story {
                 };
                 self.twin.send(&spec.error(n, answering, *which, (*look, *length)));
             }
+            Event::Fragments(which, real, look, cut) => {
+                let n = self.number(which.server);
+                let spec = &self.specs[usize::from(n)];
+                let frame = match real {
+                    None => spec.packet(n, *which, *look),
+                    Some(real) => spec.answer(n, self.real_of(n, *which, *real), *which, *look),
+                };
+                for piece in cut.pieces(&frame) {
+                    self.twin.send_bytes(&piece, event);
+                }
+            }
             Event::Wait(ticks) => self.twin.age(*ticks),
             Event::Weight(server, real, weight) => self.change_real(*server, *real, |real| real.weight = *weight),
             Event::Limit(server, real, limits) => self.change_real(*server, *real, |real| real.limits = *limits),
