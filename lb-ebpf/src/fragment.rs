@@ -115,10 +115,7 @@ pub fn follow(ctx: &XdpContext, packet: &Packet) -> Result<Verdict, Stop> {
     if entry.way == FragmentWay::Pass {
         return Ok(Verdict::PASS);
     }
-    // No error is sent about any fragment but the first (RFC 1122 §3.2.2).
-    if let Err(stop) = parse::validate(packet, 0) {
-        return Err(stop.in_silence());
-    }
+    parse::validate(packet)?;
     let index = entry.real_server;
     let real = maps::REAL_SERVERS.get(index).filter(|real| real.generation == entry.generation);
     let real = real.ok_or(DropReason::UnknownFragment)?;
@@ -139,6 +136,7 @@ fn to_server(
     let egress = match forward::to_real_server(ctx, packet, entry.real_server, real) {
         Ok(Way::Out(egress)) => egress,
         Ok(Way::Up) => return Ok(Verdict::PASS),
+        // No error is sent about any fragment but the first (RFC 1122 §3.2.2).
         Err(stop) => return Err(stop.in_silence()),
     };
     let mut ethertype = pipeline::ethertype(packet);
@@ -167,6 +165,9 @@ fn to_client(
     entry: &FragmentEntry,
     real: &RealServerEntry,
 ) -> Result<Verdict, Stop> {
+    if packet.ttl <= 1 {
+        return Err(DropReason::TtlExpired.into());
+    }
     let egress = match route::to_client(ctx.ctx, real.virtual_server, packet.length) {
         answer::SUCCESS => route::found().ok_or(DropReason::NoRoute)?,
         answer::FRAGMENTATION_NEEDED => return Err(DropReason::PacketTooBig.into()),

@@ -93,27 +93,30 @@ pub fn version(ctx: &XdpContext) -> Option<Version> {
     }
 }
 
-/// Checks the lengths of a packet that belongs to virtual server `service`, and that nothing stands against forwarding it. That
-/// it does not end behind the frame was seen when it was read.
+/// Checks the lengths of a packet that belongs to a virtual server, and that nothing stands against forwarding it. That it
+/// does not end behind the frame was seen when it was read.
 #[inline(always)]
-pub fn validate(packet: &Packet, service: u32) -> Result<(), Stop> {
+pub fn validate(packet: &Packet) -> Result<(), DropReason> {
     if packet.marks.has(Marks::SOURCE_ROUTE) {
-        return Err(DropReason::SourceRoute.into());
+        return Err(DropReason::SourceRoute);
     }
     if packet.marks.has(Marks::OVERLAPPING) {
-        return Err(DropReason::TinyFragment.into());
+        return Err(DropReason::TinyFragment);
     }
     if packet.marks.has(Marks::MALFORMED) {
-        return Err(DropReason::Malformed.into());
+        return Err(DropReason::Malformed);
     }
     let header = if packet.marks.has(Marks::LATER) { 0 } else { header_length(packet.protocol) };
     if packet.transport as u64 + header > packet::end_of(packet.length) {
-        return Err(DropReason::Malformed.into());
-    }
-    if packet.ttl <= 1 {
-        return Err(Stop::expired(service));
+        return Err(DropReason::Malformed);
     }
     Ok(())
+}
+
+/// Whether a packet of virtual server `service` lives long enough to be sent on. One that goes up to this host need not.
+#[inline(always)]
+pub fn check_ttl(packet: &Packet, service: u32) -> Result<(), Stop> {
+    if packet.ttl <= 1 { Err(Stop::expired(service)) } else { Ok(()) }
 }
 
 /// Bytes of a transport header without options; for SCTP, with the head of a chunk.

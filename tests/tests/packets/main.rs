@@ -49,6 +49,8 @@ mod model;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
+mod own;
+#[cfg(test)]
 mod pieces;
 #[cfg(test)]
 mod pruning;

@@ -28,8 +28,8 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// For `table`: half as many places again, at least [`PLACES_MIN`], and room for each ring thrice: another is written while packets use one, and
-    /// rings of different lengths leave gaps.
+    /// For `table`: half as many places again, 256 at least, and room for each ring thrice: another is written while packets use
+    /// one, and rings of different lengths leave gaps.
     pub fn of(table: &ServiceTable) -> Self {
         let (places, chunks) = sizes(table);
         let forwarding = |servers: &Servers| {

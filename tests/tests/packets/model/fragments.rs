@@ -66,15 +66,15 @@ impl Model {
         };
         match (went, fault) {
             (Went::Up, _) => Outcome::Passed,
-            (_, Some(reason)) => Outcome::Dropped(reason),
-            (Went::ToServer(index, generation), None) => match self.is_still(index, generation) {
-                true => self.send_to(packet, index, false),
-                false => Outcome::Dropped(DropReason::UnknownFragment),
-            },
-            (Went::ToClient(index, generation, station, vip), None) => match self.is_still(index, generation) {
-                true => self.send_back(packet, index, station, vip),
-                false => Outcome::Dropped(DropReason::UnknownFragment),
-            },
+            (_, Some(reason)) if reason != DropReason::TtlExpired => Outcome::Dropped(reason),
+            (Went::ToServer(index, generation) | Went::ToClient(index, generation, ..), _)
+                if !self.is_still(index, generation) =>
+            {
+                Outcome::Dropped(DropReason::UnknownFragment)
+            }
+            (Went::ToServer(index, _), _) => self.send_to(packet, index, false),
+            (Went::ToClient(..), Some(reason)) => Outcome::Dropped(reason),
+            (Went::ToClient(index, _, station, vip), None) => self.send_back(packet, index, station, vip),
         }
     }
 
