@@ -158,6 +158,8 @@ impl State {
     pub const TEMPLATE: u8 = 0x52;
     /// UDP by `nat`: the client's last datagram went to the real server's own address, so that answers are left alone.
     pub const UDP_DIRECT: u8 = 0x53;
+    /// SCTP: the client's INIT was forwarded, nothing has followed.
+    pub const SCTP_OPENING: u8 = 0x23;
     /// The slot is being rewritten; never a victim.
     pub const LOCKED: u8 = 0x70;
 
@@ -168,7 +170,7 @@ impl State {
     }
 
     /// Whether IPVS counts it as an active connection: TCP from its SYN until a FIN or RST (`tcp_state_active` since Linux
-    /// 4.8), so that a burst of SYNs is spread too. All others but templates are inactive.
+    /// 4.8), so that a burst of SYNs is spread too; SCTP only while it is established. All others but templates are inactive.
     #[inline(always)]
     pub const fn is_active(state: u8) -> bool {
         state == Self::OPENING || state == Self::SETTLING || state == Self::ESTABLISHED
@@ -190,6 +192,7 @@ impl State {
     pub const fn name(state: u8) -> Option<&'static str> {
         Some(match state {
             Self::OPENING => "opening",
+            Self::SCTP_OPENING => "sctp-opening",
             Self::UDP_NEW => "udp-new",
             Self::TEMPLATE_NEW => "template-new",
             Self::CLIENT_FIN => "client-fin",
@@ -256,6 +259,7 @@ impl Timeouts {
     pub const fn new(syn: u16, tcp: u16, tcp_fin: u16, reset: u16, udp: u16) -> Self {
         let mut ticks = [0; 128];
         ticks[State::OPENING as usize] = syn;
+        ticks[State::SCTP_OPENING as usize] = syn;
         ticks[State::UDP_NEW as usize] = udp;
         ticks[State::TEMPLATE_NEW as usize] = syn;
         ticks[State::CLIENT_FIN as usize] = tcp_fin;

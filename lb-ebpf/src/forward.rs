@@ -35,9 +35,12 @@ pub enum Way {
     Up,
 }
 
-/// The way to `real` for a packet that is forwarded by its method.
+/// The way to `real` for a packet that is forwarded by its method; none out of here for one whose time is over.
 #[inline(always)]
 pub fn to_real_server(ctx: &XdpContext, packet: &Packet, index: u32, real: &RealServerEntry) -> Result<Way, Stop> {
+    if packet.ttl <= 1 && real.next_hop.state != NextHopState::Local {
+        return Err(Stop::expired(real.virtual_server));
+    }
     let overhead = match real.forwarding {
         ForwardingMethod::Nat | ForwardingMethod::Dr => 0,
         // Without a route, user space knows no address of ours that the outer header could carry.

@@ -147,9 +147,6 @@ fn validate(ctx: &XdpContext, error: &Error) -> Result<(), DropReason> {
     if error.ports as u64 + QUOTED > end || end > packet::frame_length(ctx) {
         return Err(DropReason::Malformed);
     }
-    if error.answer.ttl <= 1 {
-        return Err(DropReason::TtlExpired);
-    }
     Ok(())
 }
 
@@ -202,6 +199,9 @@ fn to_client(ctx: &XdpContext, error: &Error, first: Hit, lookups: &Lookups) -> 
         return Ok(Verdict::PASS);
     }
     validate(ctx, error)?;
+    if packet.ttl <= 1 {
+        return Err(DropReason::TtlExpired.into());
+    }
     let (routes, service) = (service::routes(lookups), answered.service.index);
     let way = match replies::known_way_back(answered.meta, routes) {
         Some(hop) => replies::fitting(packet, service, replies::egress_of(hop), answered.meta.client_hop()),

@@ -72,13 +72,13 @@ pub fn version(ctx: &XdpContext) -> Option<Version> {
     }
 }
 
-/// Checks the lengths of a packet that belongs to virtual server `service`, and that nothing stands against forwarding it.
+/// Checks the lengths of a packet that belongs to a virtual server, and that nothing stands against forwarding it.
 #[inline(always)]
-pub fn validate(ctx: &XdpContext, packet: &Packet, service: u32) -> Result<(), Stop> {
+pub fn validate(ctx: &XdpContext, packet: &Packet) -> Result<(), DropReason> {
     match packet.obstacle {
         Obstacle::None => {}
-        Obstacle::Fragment => return Err(DropReason::Fragment.into()),
-        Obstacle::ExtensionHeader => return Err(DropReason::ExtensionHeader.into()),
+        Obstacle::Fragment => return Err(DropReason::Fragment),
+        Obstacle::ExtensionHeader => return Err(DropReason::ExtensionHeader),
     }
     let header: u64 = match packet.protocol {
         Protocol::Tcp => 20,
@@ -87,12 +87,15 @@ pub fn validate(ctx: &XdpContext, packet: &Packet, service: u32) -> Result<(), S
     };
     let end = ETHERNET_LENGTH as u64 + u64::from(packet.length);
     if packet.transport as u64 + header > end || end > packet::frame_length(ctx) {
-        return Err(DropReason::Malformed.into());
-    }
-    if packet.ttl <= 1 {
-        return Err(Stop::expired(service));
+        return Err(DropReason::Malformed);
     }
     Ok(())
+}
+
+/// Whether a packet of virtual server `service` lives long enough to be sent on. One that goes up to this host need not.
+#[inline(always)]
+pub fn check_ttl(packet: &Packet, service: u32) -> Result<(), Stop> {
+    if packet.ttl <= 1 { Err(Stop::expired(service)) } else { Ok(()) }
 }
 
 /// The flags of a TCP segment; what they would be for SCTP; zero for UDP.

@@ -102,7 +102,7 @@ impl Newcomer {
 /// A packet of a client to a virtual server.
 #[inline(always)]
 fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Result<Verdict, Stop> {
-    parse::validate(ctx, packet, hit.index)?;
+    parse::validate(ctx, packet)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     // Before the table: a flood of SYNs from denied clients costs no look-up there.
     if tcp::is_opening(flags) {
@@ -230,7 +230,8 @@ fn open(packet: &Packet, hit: Hit, key: u64, flags: u8) -> Result<Choice, Stop> 
     let mut newcomer = match packet.protocol {
         Protocol::Udp if hit.flags & service_flag::ONE_PACKET != 0 => Newcomer(Newcomer::COUNTS),
         Protocol::Udp => Newcomer(Newcomer::COUNTS | State::UDP_NEW as u32),
-        Protocol::Tcp | Protocol::Sctp if tcp::is_opening(flags) => Newcomer(Newcomer::COUNTS | State::OPENING as u32),
+        Protocol::Tcp if tcp::is_opening(flags) => Newcomer(Newcomer::COUNTS | State::OPENING as u32),
+        Protocol::Sctp if tcp::is_opening(flags) => Newcomer(Newcomer::COUNTS | State::SCTP_OPENING as u32),
         Protocol::Tcp | Protocol::Sctp => match midstream(service, key, flags) {
             Midstream::Schedule(State::FREE) => Newcomer::NONE,
             Midstream::Schedule(state) => Newcomer(Newcomer::COUNTS | u32::from(state)),
@@ -387,7 +388,8 @@ fn reply(ctx: &XdpContext, packet: &Packet, first: Hit, lookups: &Lookups) -> Re
         }
         None => {
             let Some((real, service)) = replies::stateless(packet, first) else { return Ok(None) };
-            parse::validate(ctx, packet, service.index)?;
+            parse::validate(ctx, packet)?;
+            parse::check_ttl(packet, service.index)?;
             (first.index, real, service, replies::looked_up(ctx.ctx, packet, service.index)?)
         }
     };
@@ -423,7 +425,8 @@ fn follow(
     if known.is_none() && replies::is_for_us(packet) {
         return Ok(None);
     }
-    parse::validate(ctx, packet, service.index)?;
+    parse::validate(ctx, packet)?;
+    parse::check_ttl(packet, service.index)?;
     let flags = parse::tcp_flags(ctx, packet)?;
     if tcp::is_accepting(flags) && State::is_closing(meta.state()) {
         // Our connection has ended, so this answers one that the client has opened to the real server itself, with a port

@@ -34,7 +34,7 @@ pub fn is_under_way(flags: u8) -> bool {
 pub fn after(state: u8, flags: u8, sender: Sender) -> u8 {
     if flags & (SYN | RST | FIN) == 0 {
         return match (state, sender) {
-            (State::OPENING, Sender::Client) if flags & ACK != 0 => State::SETTLING,
+            (_, Sender::Client) if is_half_open(state) && flags & ACK != 0 => State::SETTLING,
             (State::SETTLING, Sender::Client) => State::ESTABLISHED,
             _ => state,
         };
@@ -46,9 +46,15 @@ pub fn after(state: u8, flags: u8, sender: Sender) -> u8 {
         return state;
     }
     match (state, sender) {
-        (State::OPENING | State::SETTLING | State::ESTABLISHED, Sender::Client) => State::CLIENT_FIN,
-        (State::OPENING | State::SETTLING | State::ESTABLISHED, Sender::Server) => State::SERVER_FIN,
         (State::CLIENT_FIN, Sender::Server) | (State::SERVER_FIN, Sender::Client) => State::BOTH_FIN,
-        _ => state,
+        _ if State::is_closing(state) => state,
+        (_, Sender::Client) => State::CLIENT_FIN,
+        (_, Sender::Server) => State::SERVER_FIN,
     }
+}
+
+/// Of the states of TCP and SCTP, the two of this class: nothing has followed SYN or INIT.
+#[inline(always)]
+fn is_half_open(state: u8) -> bool {
+    State::class(state) == 2
 }

@@ -29,8 +29,11 @@ use crate::nexthop::{self, Found, Resolution, Resolver};
 use crate::reconcile::desired::Desired;
 use crate::status;
 
+use self::firewall_watch::FirewallWatch;
+
 mod attaching;
 mod devices;
+mod firewall_watch;
 mod operator;
 mod predecessor;
 mod prepared;
@@ -91,6 +94,7 @@ struct Daemon {
     tasks: Vec<JoinHandle<()>>,
     packet_log: Option<JoinHandle<()>>,
     command_line: CommandLine,
+    firewall: FirewallWatch,
     /// Who prepares to take this daemon's place.
     successor: Option<Successor>,
     attachments: Vec<Attachment>,

@@ -17,6 +17,9 @@ pub(crate) struct Options {
     /// Only the tests that need no root and no namespaces.
     #[arg(long)]
     no_lab: bool,
+    /// How many random and mutated packets the XDP program is shown.
+    #[arg(long, value_name = "COUNT", default_value_t = 100_000)]
+    packets: u32,
     /// For the test programs: a filter for names, --nocapture and so on.
     #[arg(last = true, value_name = "ARGUMENTS")]
     arguments: Vec<String>,
@@ -65,7 +68,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     // One test at a time: each has a dozen threads and programs of its own.
-    let mut in_lab = cargo_test(&built).env("EVENKEEL_REQUIRE_LAB", "1").args(["-p", "evenkeel-tests"]);
+    let in_lab = cargo_test(&built).env("EVENKEEL_REQUIRE_LAB", "1");
+    let mut in_lab = in_lab.env("EVENKEEL_PACKETS", options.packets.to_string()).args(["-p", "evenkeel-tests"]);
     if let Some(runner) = runner.filter(|_| !lab::is_privileged()) {
         in_lab = in_lab.env(&runner_variable()?, runner);
     }

@@ -153,6 +153,7 @@ impl Daemon {
                 return Err(error);
             }
         };
+        self.firewall.look(&config);
         self.config = config;
         self.desired = desired;
         Ok(changes)

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::attaching::{attach_program, interfaces};
+use super::firewall_watch::FirewallWatch;
 use super::successor::CommandLine;
 use super::tables::{self, Loaded, Made};
 use super::{Daemon, Predecessor, StartError, first_resolution, refuse, restart, set_ways, targets, ways};
@@ -18,9 +19,9 @@ use crate::datapath::xdp::adoptable::Unfit;
 use crate::datapath::xdp::table::task::Scan;
 use crate::datapath::xdp::{XdpDatapath, packet_log};
 use crate::handover::{Drain, Lost};
+use crate::host::jiffies_per_second;
 use crate::host::link::{self, Link};
 use crate::host::preflight::Facts;
-use crate::host::{firewall, jiffies_per_second};
 use crate::instance::Instance;
 use crate::nexthop::{Resolution, Resolver};
 use crate::reconcile::desired::Desired;
@@ -40,6 +41,7 @@ pub struct Prepared {
     resolver: Arc<Resolver>,
     resolution: Resolution,
     instance: Instance,
+    firewall: FirewallWatch,
 }
 
 impl Prepared {
@@ -56,7 +58,8 @@ impl Prepared {
         for line in facts.warnings(&config) {
             warn!("{line}");
         }
-        warn_of_the_firewall(&config);
+        let firewall = FirewallWatch::default();
+        firewall.look(&config);
         let host = facts.links;
         let links = interfaces(&config, &instance, &host)?;
         let desired = Desired::new(config.virtual_servers.clone(), jiffies_per_second());
@@ -69,12 +72,23 @@ impl Prepared {
             warn!("{warning}");
         }
         let links = (host, links);
-        Ok(Self { file, config, command_line, links, desired, loaded, resolver, resolution, instance })
+        Ok(Self { file, config, command_line, links, desired, loaded, resolver, resolution, instance, firewall })
     }
 
     /// Takes the place of an earlier daemon, dead or running, and serves.
     pub fn serve(self, inheritance: Option<Inheritance<'_>>) -> Result<Daemon, StartError> {
-        let Self { file, config, command_line, links, mut desired, loaded, resolver, resolution, mut instance } = self;
+        let Self {
+            file,
+            config,
+            command_line,
+            links,
+            mut desired,
+            loaded,
+            resolver,
+            resolution,
+            mut instance,
+            firewall,
+        } = self;
         if let Some((_, (_, drains))) = &inheritance {
             instance.read_journal()?;
             resolver.set_hands_off(false);
@@ -107,6 +121,7 @@ impl Prepared {
             tasks: Vec::new(),
             packet_log,
             command_line,
+            firewall,
             successor: None,
             attachments,
             scan,
@@ -118,12 +133,6 @@ impl Prepared {
         daemon.start_tasks()?;
         Ok(daemon)
     }
-}
-
-/// In a thread of its own: a large ruleset takes its tools a while, and the start waits for none of it.
-fn warn_of_the_firewall(config: &Config) {
-    let config = config.clone();
-    drop(std::thread::spawn(move || firewall::warnings(&config).iter().for_each(|line| warn!("{line}"))));
 }
 
 /// The control socket; with another daemon's, its place is taken now.

@@ -115,7 +115,7 @@ fn a_file_of_thousands_is_read_again_and_refused_with_its_line() -> Result<()> {
 }
 
 #[test]
-fn firewall_rules_about_a_vip_are_named_by_check_and_by_a_start() -> Result<()> {
+fn firewall_rules_about_a_vip_are_named_by_check_a_start_and_a_reload() -> Result<()> {
     let Some(lab) = lab(Forwarding::Direct, Arms::One)? else { return Ok(()) };
     let _echoes = echoes(&lab, ECHO)?;
     let server = [Server::tcp(ECHO4).reals([1])];
@@ -133,5 +133,9 @@ fn firewall_rules_about_a_vip_are_named_by_check_and_by_a_start() -> Result<()> 
     operated.daemon.process.wait_for_log(rule, PATIENCE)?;
     // And so it is: the rule drops nothing.
     assert_eq!(newcomers(&lab, ECHO4, 2)?, each(&[(1, 2)]));
+    // With each reload what is new, and nothing else again.
+    operated.reload(&[server[0].clone(), Server::tcp(([10, 77, 0, 101], ECHO)).reals([1])])?;
+    operated.daemon.process.wait_for_log("rule with handle 2, mentions 10.77.0.101", PATIENCE)?;
+    assert_eq!(operated.daemon.process.log().matches(rule).count(), 1);
     operated.stop()
 }

@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use evenkeel_tests::lab::{Arms, Cmd, Crowd, Forwarding, Lab, address};
 use serde_json::Value;
 
-use crate::director::{PATIENCE, decapsulators, lab, lab_of, wait_until};
+use crate::another_build;
+use crate::director::{PATIENCE, decapsulators, evenkeel, lab, lab_of, wait_until};
 use crate::operated::{ECHO, ECHO4, Operated, Server, UdpFlow, each, echoes, newcomers, while_talking};
 
 #[test]
@@ -36,14 +38,25 @@ fn outlasts(forwarding: Forwarding, vip: IpAddr) -> Result<()> {
         Server::tcp(target).reals([1, 2, 3, 4]),
         Server::udp((vip, address::UDP_PORT)).key("persistence_timeout = \"5m\"").reals([1, 2, 3, 4]),
     ];
-    let mut operated = Operated::start(&lab, &servers)?;
+    let path = lab.directory().join("evenkeel");
+    std::fs::copy(evenkeel(), &path)?;
+    let mut operated = Operated::start_by(&lab, "", &servers, Command::new(&path))?;
     let mut crowd = Crowd::connect(lab.client(), target, CROWD)?;
     let flow = UdpFlow::open(&lab, (vip, address::UDP_PORT).into())?;
     let (server, first) = (flow.ask()?, program(&lab)?);
     let quarters = each(&[1, 2, 3, 4].map(|number| (number, CROWD / 4)));
     while_talking(&mut crowd, |rounds| {
+        // An upgrade, and back again.
+        another_build::exchange(&path)?;
+        let told = operated.restart()?;
+        ensure!(told.contains("connections and counters go on"), "{told}");
+        rounds.pass()?;
+        let upgraded = program(&lab)?;
+        ensure!(upgraded.tag != first.tag && upgraded.length == first.length, "{first:?} became {upgraded:?}");
+        is_exact(&operated, CROWD)?;
         operated.kill_and_start()?;
         rounds.pass()?;
+        assert_eq!(program(&lab)?.tag, first.tag);
         is_exact(&operated, CROWD)?;
         assert_eq!(flow.ask()?, server);
         let told = operated.restart()?;
@@ -56,7 +69,7 @@ fn outlasts(forwarding: Forwarding, vip: IpAddr) -> Result<()> {
         operated.restart()?;
         rounds.pass()?;
         let second = program(&lab)?;
-        ensure!(second.1 > first.1 && second.0 != first.0, "{first:?} was replaced by {second:?}");
+        ensure!(second.length > first.length && second.id != first.id, "{first:?} was replaced by {second:?}");
         is_exact(&operated, CROWD)?;
         operated.more = "";
         operated.write(&servers)?;
@@ -77,13 +90,23 @@ fn outlasts(forwarding: Forwarding, vip: IpAddr) -> Result<()> {
     operated.stop()
 }
 
-/// Id of the program on the director's interface, and how many bytes of instructions the verifier has left of it.
-fn program(lab: &Lab) -> Result<(u64, u64)> {
+/// The program on the director's interface.
+#[derive(Debug)]
+struct Program {
+    id: u64,
+    /// The kernel's digest of its instructions, as they were loaded.
+    tag: String,
+    /// Bytes of instructions that the verifier has left of it.
+    length: u64,
+}
+
+fn program(lab: &Lab) -> Result<Program> {
     let link = lab.director().ip("-d link show dev eth0")?;
     let id =
         link.split("prog/xdp id ").nth(1).and_then(|rest| rest.split(' ').next()).context(link.clone())?.to_owned();
     let shown: Value = serde_json::from_str(&Cmd::new("bpftool").args(["-j", "prog", "show", "id", &id]).run()?)?;
-    Ok((id.parse()?, shown["bytes_xlated"].as_u64().context("no size")?))
+    let tag = shown["tag"].as_str().context("no tag")?.to_owned();
+    Ok(Program { id: id.parse()?, tag, length: shown["bytes_xlated"].as_u64().context("no size")? })
 }
 
 /// The table holds `count` established TCP connections, and the counters say so.
@@ -199,8 +222,8 @@ fn maps_of_another_version_or_of_nobody_are_named_and_made_anew() -> Result<()> 
     let pins = operated.daemon.setup.pin_folder();
     type Spoil<'a> = &'a dyn Fn(&Path) -> Result<()>;
     let spoil: [(&str, Spoil<'_>); 4] = [
-        ("the maps have layout version 7, this one needs", &|pins| {
-            update(&pins.join("abi_version"), &["7", "0", "0", "0"])
+        ("the maps have layout version 255, this one needs", &|pins| {
+            update(&pins.join("abi_version"), &["255", "0", "0", "0"])
         }),
         ("map reject_budget is another one than the daemon had made", &|pins| {
             exchange(&pins.join("reject_budget"), "percpu_array", 8, 2)

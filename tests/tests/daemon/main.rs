@@ -3,7 +3,9 @@
 #![expect(clippy::indexing_slicing, reason = "a test may panic, and serde_json's indexing does not")]
 
 mod access;
+mod access_restart;
 mod adoption;
+mod another_build;
 mod connections;
 mod devices;
 mod direct;

@@ -130,7 +130,7 @@ fn converse(daemon: &Daemon, (client, port): (&Socket, u16), real: &Socket, vip:
     let client_ip: IpAddr = if vip.is_ipv4() { address::CLIENT4.into() } else { address::CLIENT6.into() };
     let (to_vip, to_client) = (SocketAddr::new(vip, 0).into(), SocketAddr::new(client_ip, 0).into());
     let steps = [
-        (INIT, INIT_ACK, "opening"),
+        (INIT, INIT_ACK, "sctp-opening"),
         (COOKIE_ECHO, COOKIE_ACK, "established-new"),
         (DATA, SACK, "established"),
         (SHUTDOWN, SHUTDOWN_ACK, "client-fin"),

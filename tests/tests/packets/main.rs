@@ -45,6 +45,8 @@ mod model;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
+mod own;
+#[cfg(test)]
 mod pruning;
 #[cfg(test)]
 mod quotation;

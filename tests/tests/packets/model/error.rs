@@ -1,5 +1,6 @@
 //! An ICMP error about a packet of a connection, or nothing of ours.
 
+use lb_common::drop_reason::DropReason;
 use lb_common::net::Protocol;
 use lb_common::service::ForwardingMethod;
 
@@ -30,7 +31,7 @@ impl Model {
         if real.is_removed && self.services[server].protocol == Protocol::Udp {
             return Outcome::Passed;
         }
-        if let Some(reason) = quotation.fault {
+        if let Some(reason) = quotation.fault.filter(|reason| *reason != DropReason::TtlExpired) {
             return Outcome::Dropped(reason);
         }
         let way = match self.outgoing(packet, entry.real) {

@@ -112,6 +112,14 @@ struct Packet<'a> {
     now: u16,
 }
 
+impl Packet<'_> {
+    /// Whether it lives no longer than to here.
+    fn is_at_its_end(&self) -> bool {
+        let ttl = if self.reading.destination.is_ipv4() { self.frame[22] } else { self.frame[21] };
+        ttl < 2
+    }
+}
+
 impl Model {
     pub fn new(settings: Settings, table: Table) -> Self {
         Self {
@@ -143,8 +151,9 @@ impl Model {
         let packet = Packet { frame, reading, flags, now };
         let outcome = match self.service_of(&reading) {
             Some(service) => match fault {
+                // It may be for this host.
+                None | Some(DropReason::TtlExpired) => self.request(packet, service),
                 Some(reason) => self.stopped(&packet, reading.destination.ip(), reason.into()),
-                None => self.request(packet, service),
             },
             None => self.reply(packet, fault),
         };
@@ -308,13 +317,13 @@ impl Model {
     }
 
     /// Where a packet of `length` bytes, with an outer header of `outer` more, leaves for a real server.
-    fn way(real: &RealServer, length: usize, outer: usize) -> Result<Way, Stop> {
+    fn way(real: &RealServer, packet: &Packet, outer: usize) -> Result<Way, Stop> {
         let (ifindex, mtu, to, from) = match real.hop {
             Hop::Known { ifindex, mtu, to, from } => (ifindex, mtu, to, from),
             Hop::Unknown(reason) => return Err(reason.into()),
             Hop::Local => return Ok(Way::Up),
         };
-        if length + outer > mtu {
+        if packet.reading.length() + outer > mtu {
             return Err(Stop::Told(Told::TooBig(u16::try_from(mtu - outer).expect("no MTU is larger"))));
         }
         Ok(Way::Out { ifindex, to, from })

@@ -12,6 +12,7 @@ use super::super::oracle::{Change, Told};
 use super::schedule;
 use super::state::{Side, State, is_opening};
 use super::table::{Entry, Inserted, Kind, Place};
+use super::world::Hop;
 use super::{Model, Outcome, Packet, Stop};
 
 /// What becomes of a packet of no known connection.
@@ -89,7 +90,8 @@ impl Model {
         let is_under_way = packet.flags & (FIN | RST | ACK) == ACK;
         match service.protocol {
             Protocol::Udp => Newcomer::Enter(State::UdpNew),
-            Protocol::Tcp | Protocol::Sctp if is_opening(packet.flags) => Newcomer::Enter(State::Opening),
+            Protocol::Tcp if is_opening(packet.flags) => Newcomer::Enter(State::Opening),
+            Protocol::Sctp if is_opening(packet.flags) => Newcomer::Enter(State::SctpOpening),
             Protocol::Tcp | Protocol::Sctp if service.scheduler.is_hash() && is_under_way => {
                 Newcomer::Enter(State::Settling)
             }
@@ -266,12 +268,13 @@ impl Model {
     pub(super) fn outgoing(&self, packet: &Packet, real: u16) -> Result<super::Way, Stop> {
         let real = &self.reals[&real];
         let outer = match (real.forwarding, real.address) {
+            _ if packet.is_at_its_end() && real.hop != Hop::Local => return Err(DropReason::TtlExpired.into()),
             (ForwardingMethod::Nat | ForwardingMethod::Dr, _) => 0,
             (ForwardingMethod::Tun, _) if real.tunnel_source.is_none() => return Err(DropReason::NoRoute.into()),
             (ForwardingMethod::Tun, SocketAddr::V4(_)) => 20,
             (ForwardingMethod::Tun, SocketAddr::V6(_)) => 40,
         };
-        Self::way(real, packet.reading.length(), outer)
+        Self::way(real, packet, outer)
     }
 
     fn send_to(&mut self, packet: &Packet, index: u16, is_new: bool) -> Outcome {

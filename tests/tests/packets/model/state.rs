@@ -8,6 +8,7 @@ use super::super::frame::{ACK, FIN, RST, SYN};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     Opening,
+    SctpOpening,
     UdpNew,
     TemplateNew,
     ClientFin,
@@ -36,8 +37,9 @@ pub enum Count {
 }
 
 impl State {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Opening,
+        Self::SctpOpening,
         Self::UdpNew,
         Self::TemplateNew,
         Self::ClientFin,
@@ -55,6 +57,7 @@ impl State {
     pub fn number(self) -> u8 {
         match self {
             Self::Opening => Number::OPENING,
+            Self::SctpOpening => Number::SCTP_OPENING,
             Self::UdpNew => Number::UDP_NEW,
             Self::TemplateNew => Number::TEMPLATE_NEW,
             Self::ClientFin => Number::CLIENT_FIN,
@@ -77,7 +80,7 @@ impl State {
     /// How well it is protected from newcomers: 2 half-open, 3 closing, 4 established by one packet, 5 by more.
     pub fn class(self) -> u8 {
         match self {
-            Self::Opening | Self::UdpNew | Self::TemplateNew => 2,
+            Self::Opening | Self::SctpOpening | Self::UdpNew | Self::TemplateNew => 2,
             Self::ClientFin | Self::ServerFin | Self::BothFin | Self::Closed => 3,
             Self::Settling => 4,
             Self::Established | Self::Udp | Self::Template | Self::UdpDirect => 5,
@@ -98,7 +101,8 @@ impl State {
         match self {
             Self::Opening | Self::Settling | Self::Established => Some(Count::Active),
             Self::TemplateNew | Self::Template => None,
-            Self::UdpNew
+            Self::SctpOpening
+            | Self::UdpNew
             | Self::ClientFin
             | Self::ServerFin
             | Self::BothFin
@@ -115,7 +119,7 @@ impl State {
             Self::UdpNew | Self::UdpDirect | Self::Udp | Self::TemplateNew | Self::Template | Self::Closed => self,
             _ if flags & RST != 0 => Self::Closed,
             _ if flags & FIN != 0 => self.after_fin(side),
-            Self::Opening if side == Side::Client && flags & (SYN | ACK) == ACK => Self::Settling,
+            Self::Opening | Self::SctpOpening if side == Side::Client && flags & (SYN | ACK) == ACK => Self::Settling,
             Self::Settling if side == Side::Client && flags & SYN == 0 => Self::Established,
             _ => self,
         }
@@ -123,8 +127,8 @@ impl State {
 
     fn after_fin(self, side: Side) -> Self {
         match (self, side) {
-            (Self::Opening | Self::Settling | Self::Established, Side::Client) => Self::ClientFin,
-            (Self::Opening | Self::Settling | Self::Established, Side::Server) => Self::ServerFin,
+            (Self::Opening | Self::SctpOpening | Self::Settling | Self::Established, Side::Client) => Self::ClientFin,
+            (Self::Opening | Self::SctpOpening | Self::Settling | Self::Established, Side::Server) => Self::ServerFin,
             (Self::ClientFin, Side::Server) | (Self::ServerFin, Side::Client) => Self::BothFin,
             _ => self,
         }

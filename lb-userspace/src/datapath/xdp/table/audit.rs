@@ -133,33 +133,28 @@ impl Suspicion {
 struct Held(u16);
 
 const NOT_COUNTED: u16 = 0;
-const DATAGRAMS: u16 = 1;
+const INACTIVE: u16 = 1;
 const ACTIVE: u16 = 2;
 const CLOSING: u16 = 3;
 
 /// By a state's number: its stage.
 const STAGES: [u16; 128] = {
     let mut stages = [NOT_COUNTED; 128];
-    let counted = [
-        (State::UDP_NEW, DATAGRAMS),
-        (State::UDP, DATAGRAMS),
-        (State::UDP_DIRECT, DATAGRAMS),
-        (State::OPENING, ACTIVE),
-        (State::SETTLING, ACTIVE),
-        (State::ESTABLISHED, ACTIVE),
-        (State::CLIENT_FIN, CLOSING),
-        (State::SERVER_FIN, CLOSING),
-        (State::BOTH_FIN, CLOSING),
-        (State::CLOSED, CLOSING),
-    ];
-    let mut number = 0;
-    while number < counted.len() {
-        #[expect(clippy::indexing_slicing, reason = "computed at compile time")]
-        {
-            let (state, stage) = counted[number];
-            stages[state as usize] = stage;
+    let mut state = 0_u8;
+    while state < 128 {
+        if State::name(state).is_some() && !State::is_template(state) {
+            // Of a connection that is inactive and not closing: UDP, which has no other stage, or SCTP before it is established.
+            let stage = match (State::is_active(state), State::is_closing(state)) {
+                (true, _) => ACTIVE,
+                (false, true) => CLOSING,
+                (false, false) => INACTIVE,
+            };
+            #[expect(clippy::indexing_slicing, reason = "computed at compile time")]
+            {
+                stages[state as usize] = stage;
+            }
         }
-        number += 1;
+        state += 1;
     }
     stages
 };

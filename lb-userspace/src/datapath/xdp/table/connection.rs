@@ -65,8 +65,9 @@ pub struct Filter {
 }
 
 /// States of a connection; [`Totals`] are in this order.
-pub const STATES: [u8; 12] = [
+pub const STATES: [u8; 13] = [
     State::OPENING,
+    State::SCTP_OPENING,
     State::SETTLING,
     State::ESTABLISHED,
     State::CLIENT_FIN,

@@ -95,7 +95,7 @@ fn what_is_left_is_told_by_kind() {
         memory.put(slot, 1 + slot as u64, meta(state, 0));
     }
     // Templates of a virtual server without persistence end at once, but not within the tick.
-    let census = Census { half_open: 2, closing: 4, established: 4, templates: 2 };
+    let census = Census { half_open: 3, closing: 4, established: 4, templates: 2 };
     let swept = sweep(&memory, 0, 0);
     assert_eq!((swept.census, swept.expired), (census, 0));
 }
