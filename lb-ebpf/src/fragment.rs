@@ -36,6 +36,7 @@ pub fn note_identification(identification: u32) {
 ///
 /// Where it is the first, what became of an earlier packet with its identification is forgotten: whatever happens to it, the
 /// others must not follow that.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy would lie on the stack")]
 #[inline(always)]
 pub fn identify(packet: &Packet) {
     if let Some(current) = current() {
@@ -91,6 +92,7 @@ pub fn lead_to_client(index: u32, real: &RealServerEntry, service: &VirtualServe
 
 /// Enters the current fragment's packet in place of an earlier one with its identification. Where the kernel has no place for
 /// it, the other fragments will be dropped as unknown ones.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy would lie on the stack")]
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn enter_fragment() -> u32 {
@@ -201,6 +203,7 @@ fn is_of_interest(packet: &Packet) -> bool {
 ///
 /// The kernel may give the entry to another packet while it is read. What comes of that is a fragment to a wrong real server,
 /// for which it is one without a first.
+#[expect(clippy::needless_borrows_for_generic_args, reason = "a copy would lie on the stack")]
 #[inline(always)]
 fn known() -> Option<&'static FragmentEntry> {
     let current = current()?;

@@ -91,11 +91,9 @@ fn ipv6(ctx: &XdpContext, ethernet: &Ethernet, stop: Stop) -> Option<()> {
         return None;
     }
     // What is quoted must lead to the sender's socket. Other extension headers than this are too rare to be followed here.
-    let quoted = match header.next_header {
-        TCP | UDP | SCTP => QUOTED,
-        FRAGMENT => FRAGMENT_LENGTH + QUOTED,
-        _ => return None,
-    };
+    if !matches!(header.next_header, TCP | UDP | SCTP | FRAGMENT) {
+        return None;
+    }
     let (source, icmp) = match (stop.told(), header.next_header) {
         (Told::Refused, TCP) => return reset_ipv6(ctx, ethernet, &header),
         (Told::Refused, SCTP) => return abort_ipv6(ctx, ethernet, &header),
@@ -107,7 +105,7 @@ fn ipv6(ctx: &XdpContext, ethernet: &Ethernet, stop: Stop) -> Option<()> {
         (Told::Expired, _) => (vip(stop)?.words(), error(3, 0, 0)),
         (Told::Refused | Told::Nothing, _) => return None,
     };
-    error_ipv6(ctx, ethernet, &header, source, icmp, quoted)
+    error_ipv6(ctx, ethernet, &header, source, icmp)
 }
 
 /// The address of the virtual server that a packet was for or from. Of ours a router would use that of the interface; this is
@@ -266,18 +264,11 @@ fn error_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4, source: u32,
     cut(ctx, ETHERNET_LENGTH + BEFORE + quoted)
 }
 
-/// An ICMPv6 error with the packet's IPv6 header and `quoted` bytes of what follows: [`QUOTED`], and before them a fragment
-/// header if there is one.
+/// An ICMPv6 error with the packet's IPv6 header, the fragment header if that follows, and eight bytes of what comes then.
 #[inline(always)]
-fn error_ipv6(
-    ctx: &XdpContext,
-    ethernet: &Ethernet,
-    header: &Ipv6,
-    source: [u32; 4],
-    icmp: Icmp,
-    quoted: usize,
-) -> Option<()> {
+fn error_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6, source: [u32; 4], icmp: Icmp) -> Option<()> {
     const BEFORE: usize = IPV6_LENGTH + size_of::<Icmp>();
+    let quoted = if header.next_header == FRAGMENT { FRAGMENT_LENGTH + QUOTED } else { QUOTED };
     let payload = BEFORE + quoted;
     let segment = packet::read::<[u32; 2]>(ctx, ETHERNET_LENGTH + IPV6_LENGTH)?;
     let rest = u32::from_ne_bytes([0, 0, header.next_header, header.hop_limit]) | u32::from(header.payload_length);

@@ -135,7 +135,7 @@ fn examine_ipv4(frame: &[u8]) -> Option<Examined> {
     let behind = Behind { protocol: header[9], transport: 14 + words * 4, ..Behind::of(part, usize::from(offset) * 8) };
     let obstacle = if words > 5 { fault_of_options(frame, 14 + words * 4) } else { None };
     let end = 14 + usize::from(word(header, 2));
-    behind.examine(frame, Family::V4, [address(12), address(16)], (end, header[8]), obstacle)
+    behind.examine(frame, Family::V4, [address(12), address(16)], (end, header[8], obstacle))
 }
 
 /// What is wrong with options that end before the offset `end` (RFC 791 §3.1): a prescribed route, or lengths.
@@ -171,7 +171,7 @@ fn examine_ipv6(frame: &[u8]) -> Option<Examined> {
         Walk::Leads { behind, obstacle } => (behind, obstacle),
     };
     let end = 54 + usize::from(word(header, 4));
-    behind.examine(frame, Family::V6, ips, (end, header[7]), obstacle)
+    behind.examine(frame, Family::V6, ips, (end, header[7], obstacle))
 }
 
 /// What stands behind the IP header and its extensions.
@@ -256,14 +256,13 @@ impl Behind {
         Self { part, before, protocol: 0, transport: 0, is_authenticated: false, is_extended: false }
     }
 
-    /// `end` is the offset at which the packet ends as its header says.
+    /// `end` is the offset at which the packet ends as its header says; `obstacle` what else stands against it.
     fn examine(
         self,
         frame: &[u8],
         family: Family,
         [source, destination]: [IpAddr; 2],
-        (end, ttl): (usize, u8),
-        obstacle: Option<DropReason>,
+        (end, ttl, obstacle): (usize, u8, Option<DropReason>),
     ) -> Option<Examined> {
         let Self { part, before, protocol, transport, is_authenticated, is_extended } = self;
         let header = match protocol {

@@ -103,7 +103,7 @@ fn ipv4(frame: &[u8], behind: usize, identification: u32, (offset, more): (u16, 
     let mut piece = [&frame[..behind], data].concat();
     let [_, _, high, low] = identification.to_be_bytes();
     piece[18..20].copy_from_slice(&[high, low]);
-    let field = u16::from(more) << 13 | offset / 8;
+    let field = (u16::from(more) << 13) | (offset / 8);
     piece[20..22].copy_from_slice(&field.to_be_bytes());
     set_length(&mut piece);
     set_checksum(&mut piece);
