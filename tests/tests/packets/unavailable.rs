@@ -1,5 +1,6 @@
 //! New connections where real servers take none: above their thresholds, out of reach, or drained.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lb_common::drop_reason::DropReason;
@@ -47,6 +48,23 @@ fn wrr_finds_the_light_server_when_the_heavy_one_is_over_its_threshold() {
                 refused += u32::from(sent.dropped == Some(DropReason::NoRealServer));
             }
             assert_eq!(refused, 0, "{scheduler:?}: of 200 connections; the second has no threshold");
+        }
+    });
+}
+
+/// IPVS hashes on until it finds one: as often as its table has elements.
+#[test]
+fn a_hash_with_fallback_finds_the_last_of_many_that_takes_a_connection() {
+    const SERVERS: u8 = 60;
+    in_namespace(|| {
+        for scheduler in [Scheduler::Sh, Scheduler::Mh] {
+            let mut bench = Bench::load(&OPTIONS);
+            (1..=SERVERS).for_each(|n| bench.way(Family::V4, n, INGRESS, 1500));
+            let policy = Policy { hash_port: true, hash_fallback: true, ..Policy::new(scheduler) };
+            bench.install(&[with_thresholds(policy, &[(1, 1); SERVERS as usize])]);
+            let chosen: BTreeSet<u8> = syns(1000..1060).map(|syn| bench.server_of(&syn)).collect();
+            assert_eq!(chosen, (1..=SERVERS).collect(), "{scheduler:?}");
+            bench.expect_refusal(&segment(2000, SYN).bytes(), DropReason::NoRealServer);
         }
     });
 }
