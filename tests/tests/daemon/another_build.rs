@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 pub fn exchange(path: &Path) -> Result<()> {
     let mut bytes = fs::read(path)?;
     let object = object(&mut bytes).context("no BPF object is embedded")?;
-    let (offset, length) = section(object, "xdp").context("the object has no section xdp")?;
-    let code = object.get_mut(offset..offset + length).context("the section xdp is cut off")?;
+    let (offset, length) = section(object, "xdp.frags").context("the object has no section xdp.frags")?;
+    let code = object.get_mut(offset..offset + length).context("the section xdp.frags is cut off")?;
     let mut changed = 0;
     for instruction in code.as_chunks_mut::<8>().0 {
         // BPF_JEQ and BPF_JNE of two registers, in 64 and in 32 bits; both are in the second byte.
