@@ -11,6 +11,7 @@ mod devices;
 mod direct;
 mod director;
 mod drain;
+mod interfaces;
 mod lifecycle;
 mod limits;
 mod nexthops;
