@@ -98,16 +98,16 @@ impl DropReason {
                 "look in `evenkeel status` for weight 0, drains and servers at their upper_threshold; add a real server or a sorry_server",
             ),
             Self::NoConnection => (
-                "a TCP segment that opens nothing, of no connection that is known here",
-                "expected after a restart, for clients idle longer than timeouts.tcp, and from port scans; else raise timeouts.tcp, \
-                 or have keepalives sent more often",
+                "a TCP segment or SCTP chunk that opens nothing, of no connection that is known here",
+                "expected after a start with new tables, for clients idle longer than timeouts.tcp, and from port scans; else raise \
+                 timeouts.tcp, or have keepalives sent more often",
             ),
             Self::TupleInUse => (
                 "nat: the real server already has a connection with the client's address and port, for another virtual server",
                 "let virtual servers that share a real server reach it by ports of its own each, or use dr or tun",
             ),
             Self::TableFull => (
-                "nat: the connection table took no entry for a new connection",
+                "nat: the connection table took no entry for a new connection; a few with any method: its entry was being written",
                 "raise xdp.connections_max and restart; if `evenkeel connections --count` shows mostly half-open ones, it is a flood",
             ),
             Self::TtlExpired => (
@@ -119,9 +119,11 @@ impl DropReason {
                 "none where senders heed the ICMP errors that they are sent; if it keeps rising, raise the MTU between director and \
                  real servers, or lower the advertised MSS on the real servers; on veth, switch tso off at the peer",
             ),
-            Self::NoRoute => {
-                ("the routing table has no way there", "add a route; `ip route get ADDRESS` shows what the host thinks")
-            }
+            Self::NoRoute => (
+                "the routing table has no way there, or one that the forwarding method cannot use: dr by a router, nat or tun to this host",
+                "see the next hops in `evenkeel status`; add a route (`ip route get ADDRESS` shows what the host thinks), or change \
+                 the forwarding method of the real server that is named there",
+            ),
             Self::NoNeighbour => (
                 "the next hop's Ethernet address is not known",
                 "see the next hops in `evenkeel status`: the real server or router is down or does not answer ARP or ND; drain it",

@@ -116,9 +116,19 @@ pub static DROPS: PerCpuArray<u64, { DropReason::ALL.len() }> = PerCpuArray::new
 #[btf_map(name = "table_counters")]
 pub static TABLE_COUNTERS: PerCpuArray<TableCounters, 1> = PerCpuArray::new();
 
-/// The tick of this CPU's last rejection in the high half, how many there were in it in the low half.
+/// Of each kind of answer: the tick of this CPU's last one in the high half, how many there were in it in the low half.
 #[btf_map(name = "reject_budget")]
-pub static REJECT_BUDGET: PerCpuArray<u64, 1> = PerCpuArray::new();
+pub static REJECT_BUDGET: PerCpuArray<u64, { budget::KINDS }> = PerCpuArray::new();
+
+/// What has a share of its own of the answers that are given, as indexes of [`REJECT_BUDGET`].
+pub mod budget {
+    /// Whoever is refused, or whose packet has come too far.
+    pub const REFUSED: u32 = 0;
+    /// Whose packet is too big. Without it transfers stand still, so that nobody else's packets may use up its share.
+    pub const TOO_BIG: u32 = 1;
+    /// How many there are.
+    pub const KINDS: usize = 2;
+}
 
 /// What the routing table has answered to this CPU's last question.
 #[btf_map(name = "route")]

@@ -23,7 +23,7 @@ use crate::replies;
 use crate::rewrite::{self, End, Translation};
 use crate::service::{self, Hit};
 use crate::tcp::{self, Sender};
-use crate::verdict::{Stop, Verdict};
+use crate::verdict::{Stop, Told, Verdict};
 use crate::{access, clock, encap, exceptional, maps, schedule, template, word};
 
 /// Decides what becomes of the packet, and prepares it for that.
@@ -118,7 +118,8 @@ fn request(ctx: &XdpContext, packet: &Packet, hit: Hit, lookups: &Lookups) -> Re
     let mut choice = choice;
     let mut way = match forward::to_real_server(ctx, packet, choice.index, choice.real) {
         Ok(way) => way,
-        Err(stop) if !choice.newcomer.is(Newcomer::MAY_MOVE) => return Err(stop),
+        // Whose packet is too big is to hear so, and to send a smaller one there.
+        Err(stop) if !choice.newcomer.is(Newcomer::MAY_MOVE) || stop.told() == Told::TooBig => return Err(stop),
         // What cannot be sent enters nothing, so the least loaded would remain so, and take all that comes.
         Err(stop) => {
             let index = schedule::next_server(hit.index, choice.index);

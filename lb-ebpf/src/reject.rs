@@ -10,6 +10,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::net::Address;
 use lb_common::{checksum, crc32c};
 
+use crate::maps::budget;
 use crate::packet::{
     self, ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4_LENGTH, IPV6_LENGTH, Icmp, Ipv4, Ipv6, Tcp,
 };
@@ -117,7 +118,7 @@ fn reset_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4) -> Option<()
     reset.checksum = checksum::of_sum(sum + reset.sum());
     let total = IPV4_LENGTH + size_of::<Tcp>();
     let answer = ipv4_answer(header, header.destination, TCP, DONT_FRAGMENT, total);
-    spend()?;
+    spend(budget::REFUSED)?;
     packet::write(ctx, 0, ethernet.turned())?;
     packet::write(ctx, ETHERNET_LENGTH, answer)?;
     packet::write(ctx, ETHERNET_LENGTH + IPV4_LENGTH, reset)?;
@@ -131,7 +132,7 @@ fn reset_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6) -> Option<()
     let sum = address_sum(header.source) + address_sum(header.destination) + pseudo_header(TCP, size_of::<Tcp>());
     reset.checksum = checksum::of_sum(sum + reset.sum());
     let answer = ipv6_answer(header, header.destination, TCP, size_of::<Tcp>());
-    spend()?;
+    spend(budget::REFUSED)?;
     packet::write(ctx, 0, ethernet.turned())?;
     packet::write(ctx, ETHERNET_LENGTH, answer)?;
     packet::write(ctx, ETHERNET_LENGTH + IPV6_LENGTH, reset)?;
@@ -175,7 +176,7 @@ fn abort_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4) -> Option<()
     let abort = abort(ctx, ETHERNET_LENGTH + length, end)?;
     let total = IPV4_LENGTH + size_of::<SctpAnswer>();
     let answer = ipv4_answer(header, header.destination, SCTP, DONT_FRAGMENT, total);
-    spend()?;
+    spend(budget::REFUSED)?;
     packet::write(ctx, 0, ethernet.turned())?;
     packet::write(ctx, ETHERNET_LENGTH, answer)?;
     packet::write(ctx, ETHERNET_LENGTH + IPV4_LENGTH, abort)?;
@@ -188,7 +189,7 @@ fn abort_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6) -> Option<()
     let end = TRANSPORT + usize::from(u16::from_be(header.payload_length));
     let abort = abort(ctx, TRANSPORT, end)?;
     let answer = ipv6_answer(header, header.destination, SCTP, size_of::<SctpAnswer>());
-    spend()?;
+    spend(budget::REFUSED)?;
     packet::write(ctx, 0, ethernet.turned())?;
     packet::write(ctx, ETHERNET_LENGTH, answer)?;
     packet::write(ctx, TRANSPORT, abort)?;
@@ -238,7 +239,8 @@ fn error_ipv4(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv4, source: u32,
     const BEFORE: usize = IPV4_LENGTH + size_of::<Icmp>();
     let quoted = usize::from(header.version_ihl & 0x0f) * 4 + QUOTED;
     let answer = ipv4_answer(header, source, ICMP, 0, BEFORE + quoted);
-    spend()?;
+    // Destination unreachable, code 4.
+    spend(if icmp.kind == 3 && icmp.code == 4 { budget::TOO_BIG } else { budget::REFUSED })?;
     grow(ctx, BEFORE)?;
     let mut icmp = icmp;
     let mut sum = icmp.sum();
@@ -272,7 +274,7 @@ fn error_ipv6(ctx: &XdpContext, ethernet: &Ethernet, header: &Ipv6, source: [u32
     let addresses = address_sum(source) + address_sum(header.source);
     icmp.checksum = checksum::of_sum(addresses + pseudo_header(ICMPV6, PAYLOAD) + icmp.sum() + quote);
     let answer = ipv6_answer(header, source, ICMPV6, PAYLOAD);
-    spend()?;
+    spend(if icmp.kind == 2 { budget::TOO_BIG } else { budget::REFUSED })?;
     grow(ctx, BEFORE)?;
     packet::write(ctx, 0, ethernet.turned())?;
     packet::write(ctx, ETHERNET_LENGTH, answer)?;
@@ -322,10 +324,10 @@ fn address_sum(address: [u32; 4]) -> u64 {
     u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
 }
 
-/// Takes one rejection from this CPU's budget; `None` when this tick's is used up.
+/// Takes one answer from this CPU's [`budget`] of its kind; `None` when this tick's is used up.
 #[inline(always)]
-fn spend() -> Option<()> {
-    let budget = maps::REJECT_BUDGET.get_ptr_mut(0)?;
+fn spend(kind: u32) -> Option<()> {
+    let budget = maps::REJECT_BUDGET.get_ptr_mut(kind)?;
     let now = u64::from(clock::tick());
     // SAFETY: this CPU's own element; nothing else writes it while the program runs.
     let (tick, used) = unsafe { (*budget >> 32, *budget & 0xffff_ffff) };

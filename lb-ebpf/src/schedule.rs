@@ -51,7 +51,7 @@ pub extern "C" fn next_server(service: u32, unfit: u32) -> u32 {
 
 /// How many elements of the ring are tried before any real server is as good.
 const TURNS: u32 = 64;
-/// How many alternatives a hash has.
+/// How many alternatives a hash has before any real server is as good. IPVS goes on for as many as its table has elements.
 const ALTERNATIVES: u32 = 16;
 
 /// The next of the ring, in strict order over all CPUs.
@@ -65,18 +65,18 @@ fn in_turn(service: &VirtualServerEntry, unfit: u32) -> u32 {
             return real;
         }
     }
-    any_server(service.index, unfit)
+    any_server(service.index, unfit, lane_in_turn(service))
 }
 
 /// A real server of virtual server `service` that takes a connection, whatever its weight, but not `unfit`; [`NONE`] where
-/// there is none among the first 256 from the turn on.
+/// there is none among the first 256 from the lane `turn` on.
 ///
 /// For rings in which those that take none have nearly all elements.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn any_server(service: u32, unfit: u32) -> u32 {
+pub extern "C" fn any_server(service: u32, unfit: u32, turn: u32) -> u32 {
     let Some(service) = service::by_index(service) else { return NONE };
-    let (chunks, turn) = (run(&service.chunks), lane_in_turn(service));
+    let chunks = run(&service.chunks);
     let first = turn / 8 % chunks.length.max(1);
     for round in 0..CHUNKS_COMPARED_MAX {
         if round >= chunks.length {
@@ -134,7 +134,9 @@ fn by_hash(service: &VirtualServerEntry, hash: u64) -> u32 {
             return real;
         }
     }
-    NONE
+    // By the hash too: the packets of a connection without a slot must agree.
+    let turn = if service.lanes == 0 { 0 } else { hash as u32 % service.lanes };
+    any_server(service.index, NONE, turn)
 }
 
 /// The real server for a connection that has no slot in the connection table, the same for each of its packets; the sorry

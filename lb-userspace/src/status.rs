@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use lb_common::connection::TableCounters;
 use lb_common::real::{NextHopState, real_flag};
+use lb_common::service::ForwardingMethod;
 
 use crate::config::Config;
 use crate::control::protocol::{ConnectionTable, Interface, NextHop, RealServer, Status, VirtualServer};
@@ -137,7 +138,7 @@ impl Sources<'_> {
             inactive: connections.inactive,
             counters: (*counters).into(),
             next_hop: match entry.next_hop.state {
-                NextHopState::Unusable => NextHop::Unresolved { reason: "behind a router, unfit for dr".to_owned() },
+                NextHopState::Unusable => NextHop::Unresolved { reason: unusable(entry.forwarding).to_owned() },
                 NextHopState::Unlisted => {
                     NextHop::Unresolved { reason: "by an interface not in xdp.interfaces".to_owned() }
                 }
@@ -145,6 +146,15 @@ impl Sources<'_> {
                 NextHopState::Resolved | NextHopState::Unresolved => next_hop(self.resolution.found.get(&address.ip())),
             },
         }
+    }
+}
+
+/// Why a real server that has a way cannot be reached by it.
+fn unusable(forwarding: ForwardingMethod) -> &'static str {
+    match forwarding {
+        ForwardingMethod::Dr => "behind a router, unfit for dr",
+        ForwardingMethod::Nat => "address of this host, unfit for nat",
+        ForwardingMethod::Tun => "address of this host, unfit for tun",
     }
 }
 

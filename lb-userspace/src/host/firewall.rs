@@ -2,7 +2,7 @@
 //!
 //! A rule that means a VIP without naming it, by an interface or a port alone, is not found.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
@@ -68,51 +68,56 @@ fn output(tool: &str, arguments: &[&str]) -> Option<String> {
 pub fn nft(json: &str, vips: &BTreeSet<IpAddr>) -> Option<Vec<Mention>> {
     let ruleset: Value = serde_json::from_str(json).ok()?;
     let objects = ruleset.get("nftables")?.as_array()?;
+    let sets = objects.iter().filter_map(|object| object.get("set").or_else(|| object.get("map")));
+    // A set holds no sets. Each is looked at once, however many rules name it.
+    let in_set = |set| Some((place(set, "name"), held(set.get("elem")?, vips, &|_| BTreeSet::new())));
+    let sets: BTreeMap<Place<'_>, BTreeSet<IpAddr>> = sets.filter_map(in_set).collect();
     let mut mentions = Vec::new();
     for rule in objects.iter().filter_map(|object| object.get("rule")) {
-        let text = |key: &str| rule.get(key).and_then(Value::as_str).unwrap_or_default();
-        let (family, table, chain) = (text("family"), text("table"), text("chain"));
+        let Place { family, table, name: chain } = place(rule, "chain");
         let handle = rule.get("handle").and_then(Value::as_u64).unwrap_or_default();
-        for vip in vips {
-            let set = |name: &str| set_holds(objects, (family, table, name), *vip);
-            if rule.get("expr").is_some_and(|expressions| holds(expressions, *vip, &set)) {
-                let rule = format!("nftables table {family} {table}, chain {chain}, rule with handle {handle}");
-                mentions.push(Mention { vip: *vip, rule });
-            }
+        let named = |name: &str| sets.get(&Place { family, table, name }).cloned().unwrap_or_default();
+        for vip in rule.get("expr").map(|expressions| held(expressions, vips, &named)).unwrap_or_default() {
+            let rule = format!("nftables table {family} {table}, chain {chain}, rule with handle {handle}");
+            mentions.push(Mention { vip, rule });
         }
     }
     Some(mentions)
 }
 
-/// Whether the named set or map of a table holds `vip`.
-fn set_holds(objects: &[Value], (family, table, name): (&str, &str, &str), vip: IpAddr) -> bool {
-    let sets = objects.iter().filter_map(|object| object.get("set").or_else(|| object.get("map")));
-    let is_it = |set: &&Value| {
-        [("family", family), ("table", table), ("name", name)]
-            .iter()
-            .all(|(key, wanted)| set.get(key).and_then(Value::as_str) == Some(*wanted))
-    };
-    let mut elements = sets.filter(is_it).filter_map(|set| set.get("elem"));
-    // A set holds no sets.
-    elements.any(|elements| holds(elements, vip, &|_| false))
+/// Where something is in a ruleset.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place<'a> {
+    family: &'a str,
+    table: &'a str,
+    name: &'a str,
 }
 
-/// Whether an address, prefix, range or named set in `value` is or holds `vip`. What holds every address names none.
-fn holds(value: &Value, vip: IpAddr, set: &dyn Fn(&str) -> bool) -> bool {
+/// Where `object` is, which has its name, or that of its chain, under `key`.
+fn place<'a>(object: &'a Value, key: &str) -> Place<'a> {
+    let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
+    Place { family: text("family"), table: text("table"), name: text(key) }
+}
+
+/// Those of `vips` that an address, prefix, range or named set in `value` is or holds. What holds every address names none.
+fn held(value: &Value, vips: &BTreeSet<IpAddr>, named: &dyn Fn(&str) -> BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
     match value {
         Value::String(text) => match text.strip_prefix('@') {
-            Some(name) => set(name),
-            None => text.parse::<IpAddr>() == Ok(vip),
+            Some(name) => named(name),
+            None => text.parse().ok().and_then(|address| vips.get(&address).copied()).into_iter().collect(),
         },
-        Value::Array(values) => values.iter().any(|value| holds(value, vip, set)),
-        Value::Object(fields) => fields.iter().any(|(key, value)| match key.as_str() {
-            "prefix" => prefix(value).is_some_and(|prefix| prefix.prefix_len() > 0 && prefix.contains(&vip)),
-            "range" => range(value).is_some_and(|(first, last)| is_between(first, vip, last)),
-            // Text for people.
-            "log" | "comment" => false,
-            _ => holds(value, vip, set),
-        }),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+        Value::Array(values) => values.iter().flat_map(|value| held(value, vips, named)).collect(),
+        Value::Object(fields) => {
+            let of_field = |(key, value): (&String, &Value)| match key.as_str() {
+                "prefix" => prefix(value).map(|prefix| in_prefix(prefix, vips)).unwrap_or_default(),
+                "range" => range(value).map(|(first, last)| between(first, last, vips)).unwrap_or_default(),
+                // Text for people.
+                "log" | "comment" => BTreeSet::new(),
+                _ => held(value, vips, named),
+            };
+            fields.iter().flat_map(of_field).collect()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => BTreeSet::new(),
     }
 }
 
@@ -126,9 +131,16 @@ fn range(value: &Value) -> Option<(IpAddr, IpAddr)> {
     Some((first.as_str()?.parse().ok()?, last.as_str()?.parse().ok()?))
 }
 
-/// Addresses of another family are not.
-fn is_between(first: IpAddr, address: IpAddr, last: IpAddr) -> bool {
-    first.is_ipv4() == address.is_ipv4() && last.is_ipv4() == address.is_ipv4() && (first..=last).contains(&address)
+fn in_prefix(prefix: IpNet, vips: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    if prefix.prefix_len() == 0 { BTreeSet::new() } else { between(prefix.network(), prefix.broadcast(), vips) }
+}
+
+/// None of another family; all of IPv4 come before all of IPv6.
+fn between(first: IpAddr, last: IpAddr, vips: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    if first > last || first.is_ipv4() != last.is_ipv4() {
+        return BTreeSet::new();
+    }
+    vips.range(first..=last).copied().collect()
 }
 
 /// The rules in what `tool`, `iptables-save` or `ip6tables-save`, prints that mention one of `vips`. Sets of ipset(8) are not
@@ -140,9 +152,9 @@ pub fn iptables(tool: &str, saved: &str, vips: &BTreeSet<IpAddr>) -> Vec<Mention
         if let Some(name) = line.strip_prefix('*') {
             table = name;
         } else if line.starts_with("-A ") {
-            for vip in vips.iter().filter(|vip| words(line).any(|word| names(word, **vip))) {
-                mentions.push(Mention { vip: *vip, rule: format!("{tool}, table {table}: {line}") });
-            }
+            let named: BTreeSet<IpAddr> = words(line).flat_map(|word| named(word, vips)).collect();
+            mentions
+                .extend(named.into_iter().map(|vip| Mention { vip, rule: format!("{tool}, table {table}: {line}") }));
         }
     }
     mentions
@@ -154,17 +166,18 @@ fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split('"').step_by(2).flat_map(str::split_whitespace)
 }
 
-/// Whether a word is `vip`, with or without a port, or a prefix or range with it.
-fn names(word: &str, vip: IpAddr) -> bool {
-    let prefix = || word.parse::<IpNet>().is_ok_and(|prefix| prefix.prefix_len() > 0 && prefix.contains(&vip));
-    let range = || {
-        let (first, last) = word.split_once('-')?;
-        Some(is_between(first.parse().ok()?, vip, last.parse().ok()?))
-    };
-    word.parse() == Ok(vip)
-        || word.parse::<SocketAddr>().is_ok_and(|address| address.ip() == vip)
-        || prefix()
-        || range().unwrap_or(false)
+/// Those of `vips` that a word is, with or without a port, or that are in it as a prefix or range.
+fn named(word: &str, vips: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    if let Ok(prefix) = word.parse::<IpNet>() {
+        return in_prefix(prefix, vips);
+    }
+    if let Some((first, last)) = word.split_once('-')
+        && let (Ok(first), Ok(last)) = (first.parse(), last.parse())
+    {
+        return between(first, last, vips);
+    }
+    let address = word.parse().or_else(|_| word.parse::<SocketAddr>().map(|address| address.ip()));
+    address.ok().and_then(|address| vips.get(&address).copied()).into_iter().collect()
 }
 
 #[cfg(test)]

@@ -226,7 +226,7 @@ fn maps_of_another_version_or_of_nobody_are_named_and_made_anew() -> Result<()> 
             update(&pins.join("abi_version"), &["255", "0", "0", "0"])
         }),
         ("map reject_budget is another one than the daemon had made", &|pins| {
-            exchange(&pins.join("reject_budget"), "percpu_array", 8, 1)
+            exchange(&pins.join("reject_budget"), "percpu_array", 8, 2)
         }),
         ("map lookups has 8 bytes a value, needed are 64", &|pins| exchange(&pins.join("lookups"), "array", 8, 1)),
         ("map real_servers holds forwarding method 33686018", &|pins| {

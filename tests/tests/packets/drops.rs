@@ -406,6 +406,24 @@ fn packet_too_big() {
 }
 
 #[test]
+fn whose_packet_is_too_big_is_told_so_though_others_have_used_up_the_answers_to_them() {
+    in_namespace(|| {
+        // Two answers of a kind in a tick.
+        let mut bench = Bench::load(&LoadOptions { reject_rate: 1, ..OPTIONS });
+        bench.serve_all(ForwardingMethod::Dr, 1);
+        for family in FAMILIES {
+            bench.way(family, 1, INGRESS, 1280);
+            let packet = opening(service(family, Protocol::Udp), 1000);
+            let expired = Frame { ttl: 1, ..packet.clone() };
+            let big = packet.clone().payload(&[7; 1300]);
+            bench.steady_tick();
+            while bench.send(&expired).verdict == Verdict::Transmit {}
+            bench.expect_told(&big, family.vip(0), Told::TooBig(1280));
+        }
+    });
+}
+
+#[test]
 fn a_dropped_packet_leaves_no_connection_and_no_count() {
     in_namespace(|| {
         let mut bench = Bench::serving(ForwardingMethod::Nat, 1);

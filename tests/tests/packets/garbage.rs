@@ -209,12 +209,12 @@ fn check(bench: &Bench, input: &[u8]) -> Sent {
     sent
 }
 
-/// An answer is made to good packets of virtual servers only, and to those whose time has run out.
+/// An answer is made to good packets of virtual servers only, and to those whose time has run out. What is refused has come to
+/// its end, and needs no more time.
 fn check_refused(input: &[u8], sent: &Sent) {
+    let Examined::Packet { reading, fault } = oracle::examine(input) else { panic!("answered, but it has no ports") };
+    assert!(matches!(fault, None | Some(DropReason::TtlExpired)), "answered, but it is no good packet");
     if sent.dropped == Some(DropReason::TtlExpired) {
-        let Examined::Packet { reading, fault } = oracle::examine(input) else {
-            panic!("answered, but it has no ports")
-        };
         assert_eq!(fault, sent.dropped);
         let answered = |way| {
             let vip = served(reading.family, way, Protocol::Tcp).address.ip();
@@ -223,7 +223,6 @@ fn check_refused(input: &[u8], sent: &Sent) {
         assert!((0..WAYS.len()).any(answered), "answered: {:02x?}", sent.frame);
         return;
     }
-    let reading = oracle::read(input).unwrap_or_else(|| panic!("answered, but it is no good packet"));
     assert!(service_of(&reading).is_some() && reading.is_from_a_host(), "answered: {reading:?}");
     assert!(reading.is_answerable(input), "answered: {reading:?}");
     assert_same(&sent.frame, &reading.rejection(input), &"a refused packet");

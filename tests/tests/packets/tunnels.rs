@@ -11,6 +11,7 @@ use super::bench::{Bench, Verdict, assert_same, in_namespace};
 use super::decapsulation::{Decapsulator, counted};
 use super::forwarding::{carried, flow};
 use super::frame::{Frame, Transport};
+use super::oracle::Told;
 use super::scene::{ELSEWHERE, FAMILIES, Family, INGRESS, PROTOCOLS, opening, real_server, service};
 
 /// Every inner family in every outer one.
@@ -79,8 +80,8 @@ fn the_mtu_counts_the_outer_header_of_the_real_servers_family() {
                 |length: usize| opening(service(inner, Protocol::Udp), 1000).payload(&vec![7; length - headers]);
             let fits = of_length(room);
             bench.expect(&fits, Verdict::Transmit, &carried(&fits, outer));
-            let sent = bench.send(&of_length(room + 1));
-            assert_eq!(sent.dropped, Some(DropReason::PacketTooBig), "{inner:?} in {outer:?}");
+            let told = Told::TooBig(u16::try_from(room).expect("small"));
+            bench.expect_told(&of_length(room + 1), inner.vip(0), told);
         }
     });
 }

@@ -1,5 +1,6 @@
 //! New connections where real servers take none: above their thresholds, out of reach, or drained.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lb_common::drop_reason::DropReason;
@@ -11,7 +12,8 @@ use lb_userspace::model::{Persistence, Policy, RealServer, Thresholds, VirtualSe
 use super::bench::{Bench, OPTIONS, Verdict, in_namespace, timeout};
 use super::bursts::{bench_of, reals, segment, syns};
 use super::frame::{ACK, SYN};
-use super::scene::{Family, INGRESS, real_server, service};
+use super::oracle::Told;
+use super::scene::{Family, INGRESS, opening, real_server, service};
 
 const DR: ForwardingMethod = ForwardingMethod::Dr;
 
@@ -46,6 +48,23 @@ fn wrr_finds_the_light_server_when_the_heavy_one_is_over_its_threshold() {
                 refused += u32::from(sent.dropped == Some(DropReason::NoRealServer));
             }
             assert_eq!(refused, 0, "{scheduler:?}: of 200 connections; the second has no threshold");
+        }
+    });
+}
+
+/// IPVS hashes on until it finds one: as often as its table has elements.
+#[test]
+fn a_hash_with_fallback_finds_the_last_of_many_that_takes_a_connection() {
+    const SERVERS: u8 = 60;
+    in_namespace(|| {
+        for scheduler in [Scheduler::Sh, Scheduler::Mh] {
+            let mut bench = Bench::load(&OPTIONS);
+            (1..=SERVERS).for_each(|n| bench.way(Family::V4, n, INGRESS, 1500));
+            let policy = Policy { hash_port: true, hash_fallback: true, ..Policy::new(scheduler) };
+            bench.install(&[with_thresholds(policy, &[(1, 1); SERVERS as usize])]);
+            let chosen: BTreeSet<u8> = syns(1000..1060).map(|syn| bench.server_of(&syn)).collect();
+            assert_eq!(chosen, (1..=SERVERS).collect(), "{scheduler:?}");
+            bench.expect_refusal(&segment(2000, SYN).bytes(), DropReason::NoRealServer);
         }
     });
 }
@@ -87,6 +106,23 @@ fn a_template_to_a_server_out_of_reach_does_not_hold_its_client() {
 
 /// "Established flows that have shown only one packet go before busy ones": pairs of SYN and ACK, from sources that never
 /// answer anything, must not keep newcomers out until the timeout of established connections, 15 minutes.
+#[test]
+fn a_datagram_that_is_too_big_does_not_move_its_client_to_a_server_behind_another_way() {
+    in_namespace(|| {
+        let policy = Policy {
+            persistence: Some(Persistence { timeout: Duration::from_secs(300), prefix_length: 32 }),
+            ..Policy::new(Scheduler::Rr)
+        };
+        let mut bench = bench_of(&policy, Protocol::Udp, DR, &[1, 1]);
+        bench.way(Family::V4, 1, INGRESS, 1400);
+        let datagram = |port, length| opening(service(Family::V4, Protocol::Udp), port).payload(&vec![7; length]);
+        let first = bench.server_of(&datagram(1000, 10));
+        assert_eq!(first, 1);
+        bench.expect_told(&datagram(1001, 1401 - 28), Family::V4.vip(0), Told::TooBig(1400));
+        assert_eq!(bench.server_of(&datagram(1002, 10)), 1);
+    });
+}
+
 #[test]
 fn a_minute_after_a_flood_of_spoofed_pairs_newcomers_have_room_again() {
     in_namespace(|| {

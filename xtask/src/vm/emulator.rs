@@ -12,6 +12,9 @@ const QEMU: &str = "qemu-system-x86_64";
 /// The one of Debian: another on PATH may lack modules that virtme-ng needs.
 const PYTHON: &str = "/usr/bin/python3";
 
+/// The release of virtme-ng that this was written with; its options differ from one to the next.
+const VIRTME: &str = "virtme-ng==1.42";
+
 /// What boots a machine.
 #[derive(Debug)]
 pub(super) struct Emulator {
@@ -60,7 +63,7 @@ pub(super) fn find_or_install(runner: Option<&str>) -> Result<Emulator> {
 fn install_virtme(environment: &Path) -> Result<()> {
     Step::new(PYTHON).args(["-m", "venv", "--clear"]).arg(environment).run()?;
     let pip = Step::new(environment.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check"]);
-    pip.args(["--retries", "1", "--timeout", "15", "virtme-ng"]).run()
+    pip.args(["--retries", "1", "--timeout", "15", VIRTME]).run()
 }
 
 /// Debian packages with what is not there.

@@ -10,7 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::{Signal, killpg};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use super::Ended;
@@ -116,8 +117,23 @@ struct Shared {
     folder: PathBuf,
 }
 
+/// Removes the folders of those that were killed before they could.
+fn sweep() -> Result<()> {
+    let Ok(entries) = fs::read_dir(super::folder()) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix("run-")?.parse().ok()) else { continue };
+        // Who is not there, not who may not be asked.
+        if kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
+            fs::remove_dir_all(entry.path()).with_context(|| format!("can't remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
 impl Shared {
     fn make() -> Result<Self> {
+        sweep()?;
         let folder = super::folder().join(format!("run-{}", std::process::id()));
         if folder.exists() {
             fs::remove_dir_all(&folder).with_context(|| format!("can't remove {}", folder.display()))?;

@@ -83,8 +83,9 @@ const PLACES_MIN: u32 = 256;
 /// With twice the length of all rings, exchanging one of `mh` and one of `wrr` in turn soon found no gap for the long one.
 const RING_ROOM: u32 = 3;
 
-/// A few rings of `rr`.
-const RING_CHUNKS_MIN: u32 = 64;
+/// 1 MB. A second real server makes a ring of one element one of 4096 where there are weights: room for 63 such rings, or for
+/// three of `mh`, each beside the one in use.
+const RING_CHUNKS_MIN: u32 = 16_384;
 
 /// Places that a virtual server takes: whole chunks.
 fn places(servers: &Servers) -> u32 {
@@ -125,8 +126,13 @@ mod tests {
     #[test]
     fn a_small_table_has_the_smallest_maps() {
         let table = BTreeMap::from([(service("10.0.0.1:80"), servers(Scheduler::Rr, 2))]);
-        let expected =
-            Capacity { real_servers_max: 256, ring_chunks: 64, prefix_lines: 65_536, nat: false, wide_tuples: false };
+        let expected = Capacity {
+            real_servers_max: 256,
+            ring_chunks: 16_384,
+            prefix_lines: 65_536,
+            nat: false,
+            wide_tuples: false,
+        };
         assert_eq!(Capacity::of(&table), expected);
         assert_eq!(Capacity::of(&ServiceTable::new()), expected);
     }
@@ -137,10 +143,13 @@ mod tests {
         web.sorry_server = Some((([10, 0, 2, 1], 80).into(), ForwardingMethod::Nat));
         let table =
             BTreeMap::from([(service("10.0.0.1:80"), web), (service("[fd00::1]:80"), servers(Scheduler::Wrr, 3))]);
+        let more: ServiceTable =
+            (1..=3).map(|n| (service(&format!("10.0.0.1:{n}")), servers(Scheduler::Mh, 40))).collect();
+        assert_eq!(Capacity::of(&more).ring_chunks, 18_450);
         // 41 and 3 real servers take 48 and 8 places; half again are 84, and the least is 256. Rings of 65,521 and 4096 elements are 2048 and 128 chunks of 32
-        // each; 48 and 8 elements for the lists of chunks are 2 and 1: 3 * (2048 + 2 + 128 + 1).
+        // each; 48 and 8 elements for the lists of chunks are 2 and 1: 3 * (2048 + 2 + 128 + 1), less than the least.
         let expected =
-            Capacity { real_servers_max: 256, ring_chunks: 6537, prefix_lines: 65_536, nat: true, wide_tuples: true };
+            Capacity { real_servers_max: 256, ring_chunks: 16_384, prefix_lines: 65_536, nat: true, wide_tuples: true };
         assert_eq!(Capacity::of(&table), expected);
     }
 
@@ -167,14 +176,21 @@ mod tests {
             (1..=count).map(servers).collect()
         };
         let capacity = Capacity::of(&table(2, 1));
-        // 64 chunks of rings: twice sixteen times one for a ring, and one for the list of places.
-        assert!(capacity.has_room_for(&table(2, 16)));
-        assert!(!capacity.has_room_for(&table(2, 17)));
+        // The second real server makes a ring of weights 128 times as long; 63 * 2 * (128 + 1) chunks are 16,254.
+        let weighted = |count: u16| -> ServiceTable {
+            (1..=count).map(|port| (service(&format!("10.0.0.1:{port}")), servers(Scheduler::Wlc, 2))).collect()
+        };
+        assert!(Capacity::of(&weighted(1)).has_room_for(&weighted(63)));
+        assert!(!capacity.has_room_for(&weighted(64)));
         // 256 places.
         assert!(capacity.has_room_for(&table(128, 2)));
         assert!(!capacity.has_room_for(&table(129, 2)));
-        // Twice 2049 chunks, and there are 64.
-        assert!(!capacity.has_room_for(&BTreeMap::from([(service("10.0.0.1:80"), servers(Scheduler::Mh, 2))])));
+        // Twice 2049 chunks for each.
+        let hashed = |count: u16| -> ServiceTable {
+            (1..=count).map(|port| (service(&format!("10.0.0.1:{port}")), servers(Scheduler::Mh, 2))).collect()
+        };
+        assert!(capacity.has_room_for(&hashed(3)));
+        assert!(!capacity.has_room_for(&hashed(4)));
     }
 
     #[test]

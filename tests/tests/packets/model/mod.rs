@@ -61,7 +61,8 @@ pub struct Model {
     /// Active and inactive connections in the table of places that no real server has now.
     pub vacated: BTreeMap<u16, (u32, u32)>,
     /// Answers to refused packets in the tick of the last of them.
-    rejects: (u16, u32),
+    /// Of packets that are too big, and of all others.
+    rejects: [(u16, u32); 2],
     /// Where packets of each client came from, the way back to it.
     stations: BTreeMap<Place, Mac>,
 }
@@ -131,7 +132,7 @@ impl Model {
             settings,
             own: BTreeSet::new(),
             vacated: BTreeMap::new(),
-            rejects: (0, 0),
+            rejects: [(0, 0); 2],
             stations: BTreeMap::new(),
         }
     }
@@ -306,7 +307,9 @@ impl Model {
     fn stopped(&mut self, packet: &Packet, vip: IpAddr, stop: Stop) -> Outcome {
         match stop {
             Stop::Silent(reason) => Outcome::Dropped(reason),
-            Stop::Told(told) if packet.reading.is_from_a_host() && self.may_reject(packet.now) => {
+            Stop::Told(told)
+                if packet.reading.is_from_a_host() && self.may_answer(matches!(told, Told::TooBig(_)), packet.now) =>
+            {
                 Outcome::Refused { reason: told.reason(), bytes: packet.reading.told(packet.frame, vip, told) }
             }
             Stop::Told(told) => Outcome::Dropped(told.reason()),
@@ -326,13 +329,15 @@ impl Model {
         Ok(Way::Out { ifindex, to, from })
     }
 
-    /// Whether a refused packet may still be answered in this tick; if so, that is one more.
-    fn may_reject(&mut self, now: u16) -> bool {
-        if self.rejects.0 != now {
-            self.rejects = (now, 0);
+    /// Whether a sender may still be told that its packet is too big, or anything else, in this tick; if so, that is one more.
+    fn may_answer(&mut self, is_too_big: bool, now: u16) -> bool {
+        let [too_big, others] = &mut self.rejects;
+        let (tick, used) = if is_too_big { too_big } else { others };
+        if *tick != now {
+            (*tick, *used) = (now, 0);
         }
-        let is_allowed = self.rejects.1 < self.settings.rejects_per_tick;
-        self.rejects.1 += u32::from(is_allowed);
+        let is_allowed = *used < self.settings.rejects_per_tick;
+        *used += u32::from(is_allowed);
         is_allowed
     }
 }

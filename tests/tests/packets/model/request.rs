@@ -8,7 +8,7 @@ use lb_common::net::{Address, Protocol};
 use lb_common::service::{ForwardingMethod, Refusal};
 
 use super::super::frame::{ACK, FIN, RST};
-use super::super::oracle::Change;
+use super::super::oracle::{Change, Told};
 use super::schedule;
 use super::state::{Side, State, is_opening};
 use super::table::{Entry, Inserted, Kind, Place};
@@ -194,7 +194,7 @@ impl Model {
     /// The choice, or where its real server can't be sent to, the next in turn.
     fn within_reach(&mut self, packet: &Packet, server: usize, choice: Choice) -> Result<Choice, Stop> {
         let Err(stop) = self.outgoing(packet, choice.real) else { return Ok(choice) };
-        if !choice.may_move {
+        if !choice.may_move || matches!(stop, Stop::Told(Told::TooBig(_))) {
             return Err(stop);
         }
         let real = schedule::in_turn(&mut self.services[server], &self.reals, Some(choice.real)).ok_or(stop)?;
@@ -319,7 +319,7 @@ impl Model {
             Refusal::Reject => {
                 packet.reading.is_answerable(packet.frame)
                     && packet.reading.is_from_a_host()
-                    && self.may_reject(packet.now)
+                    && self.may_answer(false, packet.now)
             }
         };
         if !is_answered {

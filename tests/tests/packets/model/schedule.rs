@@ -86,12 +86,12 @@ pub fn in_turn(server: &mut VirtualServer, reals: &Reals, unfit: Option<u16>) ->
             return Some(real);
         }
     }
-    any(server, reals, unfit)
+    let turn = lane_in_turn(server);
+    any(server, reals, unfit, turn)
 }
 
 /// The first that takes a connection, from the turn on and round; of very many only so many groups are looked at.
-fn any(server: &mut VirtualServer, reals: &Reals, unfit: Option<u16>) -> Option<u16> {
-    let turn = lane_in_turn(server);
+fn any(server: &VirtualServer, reals: &Reals, unfit: Option<u16>, turn: usize) -> Option<u16> {
     let count = server.groups.len();
     let from_turn = (0..count.min(GROUPS_MAX)).flat_map(|round| {
         let group = server.groups[(turn / 8 + round) % count];
@@ -114,7 +114,12 @@ fn by_hash(server: &VirtualServer, reals: &Reals, hash: u64) -> Option<u16> {
     let turns = if server.hash_fallback { ALTERNATIVES } else { 0 };
     let alternatives = (1..=turns).map(|turn| hash::again(hash, turn));
     let mut candidates = [hash].into_iter().chain(alternatives).map(|hash| element(server, hash));
-    candidates.find(|real| is_available(server, reals, *real))
+    let found = candidates.find(|real| is_available(server, reals, *real));
+    if found.is_some() || !server.hash_fallback {
+        return found;
+    }
+    let turn = if server.lanes == 0 { 0 } else { (hash & 0xffff_ffff) % u64::from(server.lanes) };
+    any(server, reals, None, usize::try_from(turn).expect("small"))
 }
 
 fn better_of_two(server: &mut VirtualServer, reals: &Reals, secret: &Secret) -> Option<u16> {
