@@ -94,12 +94,6 @@ pub fn decapsulate(ctx: XdpContext) -> u32 {
     if decap::run(&ctx) { verdict::PASS } else { verdict::DROP }
 }
 
-/// Lets every packet through: a veth device takes frames by XDP_TX only if its peer has a program.
-#[xdp(frags)]
-pub fn pass(_ctx: XdpContext) -> u32 {
-    verdict::PASS
-}
-
 /// Answers with the coarse time: user space runs it by test_run, and has no other way to know. Attached nowhere.
 #[xdp]
 pub fn tick(_ctx: XdpContext) -> u32 {

@@ -32,23 +32,28 @@ use crate::status;
 use self::firewall_watch::FirewallWatch;
 
 mod attaching;
+mod command_line;
 mod devices;
 mod firewall_watch;
+mod interfaces;
 mod operator;
 mod predecessor;
 mod prepared;
 mod restart;
 mod signals;
 mod start_error;
+mod state;
 mod successor;
 mod tables;
 mod ways;
 
+use command_line::CommandLine;
 pub use predecessor::{HandoverError, Predecessor};
 use prepared::Prepared;
+use restart::Frozen;
 use signals::{Event, Signals};
 pub use start_error::StartError;
-use successor::{CommandLine, Successor};
+use successor::Successor;
 use tables::Made;
 
 /// How long a start waits for the next hops' Ethernet addresses; packets before that take the kernel's routing table.
@@ -100,6 +105,8 @@ struct Daemon {
     attachments: Vec<Attachment>,
     /// None while another process may be about to take this daemon's place.
     scan: Option<Scan>,
+    /// What has been stopped for that and does not go on yet, and why not.
+    frozen: Vec<(Frozen, Option<String>)>,
     datapath: XdpDatapath,
     instance: Instance,
     since: Instant,
@@ -167,7 +174,7 @@ impl Daemon {
                     due = None;
                     self.expire();
                 }
-                _ = period.tick() => self.look_after(),
+                _ = period.tick() => self.look_after().await,
             }
         };
         self.end(end, &mut signals).await;
@@ -184,30 +191,28 @@ impl Daemon {
         for warning in ways::warnings(&self.config, &resolution).iter().filter(|warning| !known.contains(warning)) {
             warn!("{warning}");
         }
-        let mut result = set_ways(&mut self.datapath, &resolution, &self.config.xdp);
-        // Before ways back to clients are looked up anew, which is when packets ask.
-        result = result.and(self.datapath.set_own_addresses(&resolution.addresses));
-        if resolution.routes != self.resolution.routes {
-            result = result.and(self.datapath.routes_changed());
+        let before = std::mem::replace(&mut self.resolution, resolution);
+        if !self.may_write() {
+            return;
         }
-        for attachment in &mut self.attachments {
-            let link = resolution.links.iter().find(|link| link.index == attachment.ifindex);
-            if attachment.observe(link) {
-                error!(interface = attachment.interface, state = attachment.state(), "the XDP program is not attached");
-            }
-            if let Some(link) = link {
-                result = result.and(devices::register(&mut self.datapath, &resolution.links, link));
-                if resolution.links != self.resolution.links
-                    && let Err(error) = devices::settle(&self.instance, &resolution.links, link, attachment.mode)
-                {
-                    error!(error = chain(&error), "packets of a device may come merged, or without their VLAN tags");
-                }
-            }
+        if before.links != self.resolution.links {
+            // Before ways lead there.
+            self.follow_interfaces();
         }
-        if let Err(error) = result {
+        if let Err(error) = self.write_ways(before.routes) {
             error!(error = chain(&error), "next hops could not be written");
         }
-        self.resolution = resolution;
+    }
+
+    /// Tells the program of ways and addresses; `routes` is their generation that it knows.
+    fn write_ways(&mut self, routes: u32) -> Result<(), DatapathError> {
+        let mut result = set_ways(&mut self.datapath, &self.resolution, &self.config.xdp);
+        // Before ways back to clients are looked up anew, which is when packets ask.
+        result = result.and(self.datapath.set_own_addresses(&self.resolution.addresses));
+        if self.resolution.routes != routes {
+            result = result.and(self.datapath.routes_changed());
+        }
+        result
     }
 
     /// Gives up the places of removed real servers that have no connection any more.
@@ -220,7 +225,16 @@ impl Daemon {
     }
 
     /// What is done now and then.
-    fn look_after(&mut self) {
+    async fn look_after(&mut self) {
+        if !self.frozen.is_empty() {
+            self.thaw().await;
+        }
+        if !self.may_write() {
+            return;
+        }
+        if self.attachments.iter().any(|attachment| attachment.failure.is_some()) {
+            self.follow_interfaces();
+        }
         let failure = self.reconcile().err().map(|error| chain(&error));
         if let Some(error) = failure.as_ref().filter(|_| failure != self.failure) {
             error!(error, "the data path is not as configured");
@@ -280,6 +294,9 @@ impl Daemon {
                     Ok(status) => Response::Status(Box::new(status)),
                     Err(error) => Response::Error(chain(&error)),
                 }
+            }
+            Request::Drain { .. } | Request::Undrain { .. } | Request::Reload if !self.may_write() => {
+                Response::Error("the tables could not be read back after a failed restart; the log says why".to_owned())
             }
             Request::Drain { real_server, seconds } => self.drain(&real_server, seconds.map(Duration::from_secs)),
             Request::Undrain { real_server } => self.undrain(&real_server),

@@ -5,7 +5,7 @@
 //!   locks ─────────────────────────────────►   checks, loads, resolves; touches nothing
 //!   ◄──────────────────────────────── ready
 //!   stops its scan, its tasks, its socket
-//!   yours (socket, drains) ────────────────►   adopts, attaches
+//!   yours (socket, drains, slow starts) ───►   adopts, attaches
 //!   ◄────────────────────────────── serving
 //!   leaves everything as it is
 //! ```
@@ -16,6 +16,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -38,12 +39,12 @@ pub enum Message {
     Yours {
         /// What operators have drained.
         drains: Vec<Drain>,
+        /// Whose weight is on its way up.
+        #[serde(default)]
+        rises: Vec<Rise>,
     },
     /// The new one serves.
-    Serving {
-        /// What was lost with tables that did not fit.
-        lost: Option<Lost>,
-    },
+    Serving(Arrival),
     /// The new one cannot, and has ended or is about to.
     Failed(String),
 }
@@ -61,6 +62,33 @@ pub struct Drain {
     pub milliseconds: Option<u64>,
 }
 
+/// A real server whose weight is on its way up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rise {
+    /// VIP and port of its virtual server.
+    pub virtual_server: SocketAddr,
+    /// IANA number of its protocol.
+    pub protocol: u8,
+    /// Address and port.
+    pub real_server: SocketAddr,
+    /// For how long it has been.
+    pub milliseconds: u64,
+}
+
+/// Who has taken a daemon's place, and what it has cost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Arrival {
+    /// What was lost with tables that did not fit.
+    pub lost: Option<Lost>,
+    /// The interfaces on which the old program had to go before the new one came.
+    pub gaps: Vec<String>,
+    /// Its version.
+    pub version: String,
+    /// The file that it runs, symbolic links resolved.
+    pub executable: PathBuf,
+}
+
 /// Tables that were given up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
@@ -74,7 +102,7 @@ pub struct Lost {
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
 
-/// Largest message, in bytes: with a drain of each of 4096 real servers.
+/// Largest message, in bytes: each of 4096 real servers is drained or on its way up.
 const MESSAGE_MAX: usize = 1 << 20;
 
 impl Channel {
@@ -166,6 +194,15 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
     }
 
+    /// What is upgraded from or to may be a version before or after this one.
+    #[test]
+    fn what_a_version_does_not_know_it_leaves_out() {
+        let yours: Message = serde_json::from_str(r#"{"Yours":{"drains":[]}}"#).unwrap();
+        assert_eq!(yours, Message::Yours { drains: Vec::new(), rises: Vec::new() });
+        let serving: Message = serde_json::from_str(r#"{"Serving":{"lost":null,"more":1}}"#).unwrap();
+        assert_eq!(serving, Message::Serving(Arrival::default()));
+    }
+
     #[test]
     fn a_message_arrives_whole_with_its_descriptors_and_the_end_is_seen() {
         let (ours, theirs) = Channel::pair().unwrap();
@@ -176,7 +213,7 @@ mod tests {
             real_server: ([10, 0, 1, 1], n).into(),
             milliseconds: Some(u64::from(n)),
         };
-        let yours = Message::Yours { drains: (0..1000).map(drain).collect() };
+        let yours = Message::Yours { drains: (0..1000).map(drain).collect(), rises: Vec::new() };
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"held").unwrap();
         theirs.send(&Message::Ready, &[]).unwrap();

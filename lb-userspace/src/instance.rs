@@ -243,7 +243,7 @@ impl Instance {
         Arc::clone(&self.journal)
     }
 
-    /// Makes what an earlier daemon has left ours: its pins go now, but for those in `keep`, and its socket, unless it is lent;
+    /// Makes what an earlier daemon has left ours: its pins go now, but for what `keep` says, and its socket, unless it is lent;
     /// its changes on the host go with ours, but for those that `still_wanted` denies, which are undone now.
     ///
     /// # Errors
@@ -251,7 +251,7 @@ impl Instance {
     /// When a pin or the socket cannot be removed.
     pub fn take_over(
         &mut self,
-        keep: &Keep,
+        keep: Keep,
         still_wanted: impl Fn(&HostChange) -> bool,
     ) -> Result<Undone, InstanceError> {
         let Some(inherited) = self.inherited.clone() else { return Ok(Undone::default()) };
@@ -308,7 +308,7 @@ impl Instance {
     pub fn dispose(&mut self) -> Result<Undone, InstanceError> {
         self.inherited = None;
         self.is_disposed = true;
-        let mut undone = self.remove_files(&Keep::default())?;
+        let mut undone = self.remove_files(Keep::default())?;
         undone.failed.append(&mut self.lost);
         let mut journal = self.journal_now();
         let changes = journal.changes().to_vec();
@@ -334,12 +334,11 @@ impl Instance {
         undone
     }
 
-    fn remove_files(&self, keep: &Keep) -> Result<Undone, InstanceError> {
+    fn remove_files(&self, keep: Keep) -> Result<Undone, InstanceError> {
         let mut undone = Undone::default();
         if self.pins.exist() {
             self.pins.clear(keep)?;
-            let program =
-                if keep.links.is_empty() { "XDP program detached" } else { "XDP program to be replaced in its place" };
+            let program = if keep.links { "XDP program to be replaced in its place" } else { "XDP program detached" };
             let maps = if keep.maps { "kept" } else { "removed" };
             undone.done.push(format!("{program}, pins in {} {maps}", self.pins.directory().display()));
         }

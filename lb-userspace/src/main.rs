@@ -185,6 +185,9 @@ struct TargetArguments {
     /// The daemon with this instance name and the default runtime directory
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
+    /// The daemon that is the process with this id, as a service manager knows it
+    #[arg(long, value_name = "PID")]
+    pid: Option<u32>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -235,12 +238,13 @@ fn main() -> ExitCode {
 
 impl From<TargetArguments> for cli::instance::Target {
     fn from(arguments: TargetArguments) -> Self {
-        let TargetArguments { socket, config, instance } = arguments;
-        match (socket, config, instance) {
-            (Some(path), _, _) => Self::Socket(path),
-            (_, Some(file), _) => Self::Config(file),
-            (_, _, Some(name)) => Self::Instance(name),
-            (None, None, None) => Self::Only,
+        let TargetArguments { socket, config, instance, pid } = arguments;
+        match (socket, config, instance, pid) {
+            (Some(path), _, _, _) => Self::Socket(path),
+            (_, Some(file), _, _) => Self::Config(file),
+            (_, _, Some(name), _) => Self::Instance(name),
+            (_, _, _, Some(pid)) => Self::Process(pid),
+            (None, None, None, None) => Self::Only,
         }
     }
 }

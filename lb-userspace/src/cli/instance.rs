@@ -22,6 +22,8 @@ pub enum Target {
     Socket(PathBuf),
     /// The one that runs this configuration.
     Config(PathBuf),
+    /// The one that is this process.
+    Process(u32),
     /// The instance of this name in the default runtime directory.
     Instance(String),
     /// The only one in the default runtime directory.
@@ -47,6 +49,7 @@ pub fn find(target: &Target) -> anyhow::Result<Result<Known, ExitCode>> {
     let known = match target {
         Target::Config(file) => return Ok(super::load(file)?.map(|config| Known::configured(&config))),
         Target::Socket(path) => Known::reported(&ask(path, &Request::Status)?)?,
+        Target::Process(pid) => Known::reported(&ask(&socket_of(*pid)?, &Request::Status)?)?,
         Target::Instance(name) => Known::running_or_left(&Paths::new(&directory, name).socket(), name)?,
         Target::Only => match only_socket(&directory) {
             Ok(socket) => {
@@ -69,11 +72,23 @@ pub fn socket(target: &Target) -> anyhow::Result<Result<PathBuf, ExitCode>> {
     let directory = config::Global::default().runtime_directory;
     match target {
         Target::Socket(path) => Ok(Ok(path.clone())),
+        Target::Process(pid) => socket_of(*pid).map(Ok),
         Target::Config(file) => Ok(super::load(file)?
             .map(|config| Paths::new(&config.global.runtime_directory, &config.global.instance).socket())),
         Target::Instance(name) => Ok(Ok(Paths::new(&directory, name).socket())),
         Target::Only => only_socket(&directory).map(Ok),
     }
+}
+
+/// The socket of the daemon that is this process: beside the lock file that it holds open. So it is found whatever its
+/// configuration says by now.
+fn socket_of(pid: u32) -> anyhow::Result<PathBuf> {
+    let folder = PathBuf::from(format!("/proc/{pid}/fd"));
+    let files = entries(&folder, |_| true).with_context(|| format!("cannot see what process {pid} has open"))?;
+    let locks = files.iter().filter_map(|file| fs::read_link(file).ok());
+    let mut sockets =
+        locks.filter(|lock| lock.extension().is_some_and(|e| e == "lock")).map(|l| l.with_extension("sock"));
+    sockets.find(|socket| socket.exists()).with_context(|| format!("process {pid} is no evenkeel daemon that serves"))
 }
 
 fn only_socket(directory: &Path) -> anyhow::Result<PathBuf> {

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use super::instance::{Target, socket};
 use crate::control::client::ask;
 use crate::control::protocol::{Request, Response};
-use crate::handover::Lost;
+use crate::handover::{Arrival, Lost};
 
 /// Has another process, of the executable that is on disk now, take the daemon's place.
 ///
@@ -22,15 +22,17 @@ pub fn restart(target: &Target) -> anyhow::Result<ExitCode> {
         Ok(socket) => socket,
         Err(code) => return Ok(code),
     };
-    let Response::Restarted { pid, lost } = ask(&socket, &Request::Restart)? else {
+    let Response::Restarted { pid, arrival } = ask(&socket, &Request::Restart)? else {
         bail!("the daemon answered another question");
     };
-    let mut stdout = io::stdout().lock();
-    let written = match &lost {
-        None => writeln!(stdout, "restarted: pid {pid}, connections and counters go on"),
-        Some(_) => writeln!(stdout, "restarted: pid {pid}, with new tables"),
+    let Arrival { lost, gaps, version, executable } = arrival;
+    let what = match &lost {
+        Some(_) => "with new tables",
+        None if gaps.is_empty() => "connections and counters go on",
+        None => "with the tables as they were",
     };
-    super::ignore_closed_pipe(written)?;
+    let told = format!("restarted: pid {pid}, version {version} of {}, {what}", executable.display());
+    super::ignore_closed_pipe(writeln!(io::stdout(), "{told}"))?;
     if let Some(Lost { differences, connections }) = lost {
         for difference in &differences {
             eprintln!("the tables of the earlier daemon did not fit: {difference}");
@@ -39,6 +41,12 @@ pub fn restart(target: &Target) -> anyhow::Result<ExitCode> {
             Some(connections) => eprintln!("warning: {connections} connections are lost"),
             None => eprintln!("warning: all connections are lost; how many cannot be told"),
         }
+    }
+    for interface in &gaps {
+        eprintln!(
+            "warning: XDP has changed its mode on {interface}; for a moment packets passed to the host, which may have \
+             reset connections"
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

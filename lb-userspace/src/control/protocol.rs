@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::handover::Lost;
+use crate::handover::Arrival;
 
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +66,9 @@ pub enum Response {
     Restarted {
         /// Its id.
         pid: u32,
-        /// What was lost with tables that did not fit; `None`: nothing.
-        lost: Option<Lost>,
+        /// What it says of itself.
+        #[serde(flatten)]
+        arrival: Arrival,
     },
     /// To [`Request::Stop`]: it is about to end.
     Stopping {

@@ -37,18 +37,13 @@ pub fn attach_program(
         devices::register(datapath, host, link)?;
     }
     let mode = attach::mode_for(host, links, config.xdp.mode);
-    let in_place = attach::can_replace(links, mode, instance.pins());
-    let stay = if in_place { links } else { &[] };
-    let keep = Keep { links: stay.iter().map(|link| link.index).collect(), maps: made.are_adopted };
-    take_over(config, instance, &keep)?;
+    take_over(config, instance, Keep { links: true, maps: made.are_adopted })?;
     for link in links {
         devices::settle(instance, host, link, AttachedMode::Native)?;
     }
-    let attachments = if in_place {
-        attach::replace_all(datapath.ebpf(), links, instance.pins())?
-    } else {
-        attach::attach_all(datapath.ebpf(), links, mode, instance.pins())?
-    };
+    let attachments = attach::attach_all(datapath.ebpf(), links, mode, instance.pins())?;
+    // Last: what is not to serve any more has done so until now.
+    instance.pins().keep_links(&links.iter().map(|link| link.index).collect::<Vec<_>>())?;
     // A program array that is pinned may be what the program before has used until now.
     instance.pins().pin_maps(datapath.ebpf(), made.are_adopted)?;
     for (attachment, link) in attachments.iter().zip(links) {
@@ -59,8 +54,8 @@ pub fn attach_program(
     Ok(attachments)
 }
 
-/// Takes the place of an earlier daemon of the instance; what is in `keep` of its pins stays.
-fn take_over(config: &Config, instance: &mut Instance, keep: &Keep) -> Result<(), StartError> {
+/// Takes the place of an earlier daemon of the instance; what `keep` says of its pins stays.
+fn take_over(config: &Config, instance: &mut Instance, keep: Keep) -> Result<(), StartError> {
     let undone = instance.take_over(keep, |change| match change {
         HostChange::NeighbourManaged { .. } => true,
         HostChange::OffloadDisabled { interface, feature: _ } => {

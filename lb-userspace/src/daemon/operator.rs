@@ -52,7 +52,9 @@ impl Daemon {
         for (service, address) in self.desired.expire(Instant::now()) {
             info!(virtual_server = %service, real_server = %address, "drain is over");
         }
-        if let Err(error) = self.reconcile() {
+        if self.may_write()
+            && let Err(error) = self.reconcile()
+        {
             error!(error = chain(&error), "weights could not be written");
         }
     }

@@ -7,13 +7,23 @@ use std::os::unix::net::UnixListener;
 
 use tracing::warn;
 
+use super::state::State;
 use super::successor::PREDECESSOR;
-use crate::handover::{Channel, Drain, Lost, Message};
+use crate::handover::{Arrival, Channel, Message};
 use crate::instance::Locks;
 
 /// The running daemon.
 #[derive(Debug)]
 pub struct Predecessor(Channel);
+
+/// What it hands over.
+#[derive(Debug)]
+pub struct Legacy {
+    /// Its control socket.
+    pub listener: UnixListener,
+    /// What its configuration does not tell.
+    pub state: State,
+}
 
 /// Why a running daemon's place was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -60,23 +70,25 @@ impl Predecessor {
         }
     }
 
-    /// Has it stop working; its socket, and what operators have drained.
+    /// Has it stop working; what it hands over.
     ///
     /// # Errors
     ///
     /// As [`HandoverError`] tells; it goes on then.
-    pub async fn take_place(&self) -> Result<(UnixListener, Vec<Drain>), HandoverError> {
+    pub async fn take_place(&self) -> Result<Legacy, HandoverError> {
         self.0.send(&Message::Ready, &[])?;
         let (message, descriptors) = self.receive().await?;
         match (message, <[OwnedFd; 1]>::try_from(descriptors)) {
-            (Message::Yours { drains }, Ok([listener])) => Ok((listener.into(), drains)),
+            (Message::Yours { drains, rises }, Ok([listener])) => {
+                Ok(Legacy { listener: listener.into(), state: State { drains, rises } })
+            }
             (other, _) => Err(unexpected(&other)),
         }
     }
 
     /// Tells it that this process serves. It may have died meanwhile.
-    pub fn serving(&self, lost: Option<Lost>) {
-        if let Err(error) = self.0.send(&Message::Serving { lost }, &[]) {
+    pub fn serving(&self, arrival: Arrival) {
+        if let Err(error) = self.0.send(&Message::Serving(arrival), &[]) {
             warn!(%error, "the daemon before this one has not heard that this one serves");
         }
     }

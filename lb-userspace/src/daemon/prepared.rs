@@ -9,16 +9,18 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::attaching::{attach_program, interfaces};
+use super::command_line::CommandLine;
 use super::firewall_watch::FirewallWatch;
-use super::successor::CommandLine;
+use super::predecessor::Legacy;
 use super::tables::{self, Loaded, Made};
-use super::{Daemon, Predecessor, StartError, first_resolution, refuse, restart, set_ways, targets, ways};
+use super::{Daemon, Predecessor, StartError, first_resolution, refuse, set_ways, targets, ways};
 use crate::config::Config;
 use crate::control::server;
 use crate::datapath::xdp::adoptable::Unfit;
+use crate::datapath::xdp::attach::Attachment;
 use crate::datapath::xdp::table::task::Scan;
 use crate::datapath::xdp::{XdpDatapath, packet_log};
-use crate::handover::{Drain, Lost};
+use crate::handover::{Arrival, Lost};
 use crate::host::jiffies_per_second;
 use crate::host::link::{self, Link};
 use crate::host::preflight::Facts;
@@ -26,8 +28,8 @@ use crate::instance::Instance;
 use crate::nexthop::{Resolution, Resolver};
 use crate::reconcile::desired::Desired;
 
-/// What a running daemon hands over: its socket, and what operators have drained.
-pub type Inheritance<'a> = (&'a Predecessor, (UnixListener, Vec<Drain>));
+/// A running daemon, and what it hands over.
+pub type Inheritance<'a> = (&'a Predecessor, Legacy);
 
 /// Everything that a daemon needs, before anything that others use is changed.
 pub struct Prepared {
@@ -89,21 +91,21 @@ impl Prepared {
             mut instance,
             firewall,
         } = self;
-        if let Some((_, (_, drains))) = &inheritance {
+        if let Some((_, legacy)) = &inheritance {
             instance.read_journal()?;
             resolver.set_hands_off(false);
-            restart::drain_again(&mut desired, drains, Instant::now());
+            legacy.state.restore(&mut desired, Instant::now());
         }
         let ways = |datapath: &mut XdpDatapath| {
             datapath.set_own_addresses(&resolution.addresses)?;
             set_ways(datapath, &resolution, &config.xdp)
         };
-        let (mut datapath, made) = loaded.serve(&desired.table(Instant::now()), ways)?;
+        let (mut datapath, made) = loaded.serve(&mut desired, ways)?;
         let packet_log = config.xdp.packet_log.then(|| packet_log::spawn(datapath.ebpf())).transpose()?;
         let scan = Some(Scan::start(&datapath, made.constants())?);
         let attachments = attach_program(&config, &mut instance, &mut datapath, &made, (&links.0, &links.1))?;
         made.given_up.iter().for_each(tables::mourn);
-        let listener = listener(&mut instance, inheritance, &made)?;
+        let listener = listener(&mut instance, inheritance, &made, &attachments)?;
         let (resolutions_sender, resolutions) = mpsc::channel(4);
         let (calls_sender, calls) = mpsc::channel(16);
         let mut daemon = Daemon {
@@ -125,6 +127,7 @@ impl Prepared {
             successor: None,
             attachments,
             scan,
+            frozen: Vec::new(),
             datapath,
             instance,
             since: Instant::now(),
@@ -140,12 +143,19 @@ fn listener(
     instance: &mut Instance,
     inheritance: Option<Inheritance<'_>>,
     made: &Made,
+    attachments: &[Attachment],
 ) -> Result<UnixListener, StartError> {
-    let Some((running, (listener, _))) = inheritance else {
+    let Some((running, legacy)) = inheritance else {
         return server::bind(&instance.socket()).map_err(StartError::socket(&instance.socket()));
     };
     instance.settle()?;
     let lost = |unfit: &Unfit| Lost { differences: unfit.differences.clone(), connections: unfit.connections };
-    running.serving(made.given_up.as_ref().map(lost));
-    Ok(listener)
+    let gaps = attachments.iter().filter(|attachment| attachment.had_gap);
+    running.serving(Arrival {
+        lost: made.given_up.as_ref().map(lost),
+        gaps: gaps.map(|attachment| attachment.interface.clone()).collect(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        executable: std::env::current_exe().unwrap_or_default(),
+    });
+    Ok(legacy.listener)
 }

@@ -1,8 +1,7 @@
 //! Another process takes this daemon's place: `evenkeel restart`. Until that one serves, this one can go on.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use lb_common::net::Protocol;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -11,18 +10,16 @@ use tracing::{error, info, warn};
 
 use super::attaching::{attach_program, interfaces};
 use super::signals::Signals;
+use super::state::State;
 use super::successor::{Successor, Word};
 use super::{Daemon, End, FAREWELL, StartError, set_ways, tables};
 use crate::control::protocol::Response;
 use crate::datapath::xdp::XdpDatapath;
-use crate::datapath::xdp::attach;
-use crate::datapath::xdp::pins::Keep;
+use crate::datapath::xdp::attach::Attachment;
 use crate::datapath::xdp::table::task::Scan;
 use crate::error::chain;
-use crate::handover::{Drain, Lost, Message};
+use crate::handover::{Arrival, Message};
 use crate::host::{link, service_manager};
-use crate::model::Service;
-use crate::reconcile::desired::{Desired, Selector};
 
 impl Daemon {
     /// Starts a process that is to take this one's place; `answer` is told what became of it.
@@ -54,14 +51,14 @@ impl Daemon {
         let why = match word {
             Word::Said(Message::Ready) => {
                 self.freeze().await;
-                let handed = successor.hand_over(&self.listener, drains(&self.desired, Instant::now()));
+                let handed = successor.hand_over(&self.listener, State::of(&self.desired, Instant::now()));
                 let word = match handed {
                     Ok(()) => successor.next().await,
                     Err(error) => Word::Failed(error.to_string()),
                 };
                 match word {
-                    Word::Said(Message::Serving { lost }) => {
-                        self.part(successor, lost);
+                    Word::Said(Message::Serving(arrival)) => {
+                        self.part(successor, arrival);
                         return true;
                     }
                     Word::Said(other) => format!("it said {other:?}"),
@@ -72,12 +69,9 @@ impl Daemon {
             Word::Failed(why) => why,
         };
         successor.end().await;
-        if self.scan.is_none() {
+        if !self.frozen.is_empty() {
             // Whatever it has half done in the tables or on the interfaces is done anew.
-            match self.thaw().await {
-                Ok(()) => warn!("this daemon goes on"),
-                Err(error) => error!(error = chain(&error), "this daemon goes on, but not everything is in order"),
-            }
+            self.thaw().await;
         }
         error!(error = why, "not restarted");
         successor.answer(Response::Error(format!("not restarted, the daemon goes on as before: {why}")));
@@ -92,16 +86,39 @@ impl Daemon {
             drop(task.await);
         }
         self.scan = None;
+        self.frozen = Frozen::ALL.map(|part| (part, None)).to_vec();
     }
 
-    /// Goes on after [`Daemon::freeze`], whatever another process has done meanwhile.
-    async fn thaw(&mut self) -> Result<(), StartError> {
-        self.instance.read_journal()?;
-        let tables = self.go_on();
-        let attached = self.attach_again().await;
-        self.scan = Some(Scan::start(&self.datapath, self.made.constants())?);
-        self.start_tasks()?;
-        tables.and(attached)
+    /// Goes on after [`Daemon::freeze`], whatever another process has done meanwhile. What fails is tried again at the next
+    /// call, and hinders nothing else.
+    pub(super) async fn thaw(&mut self) {
+        for (part, said) in std::mem::take(&mut self.frozen) {
+            let Err(error) = self.thaw_part(part).await else { continue };
+            let why = Some(chain(&error));
+            if let Some(error) = why.as_ref().filter(|_| why != said) {
+                error!(error, part = part.name(), "this does not go on yet; tried again every 10 s");
+            }
+            self.frozen.push((part, why));
+        }
+        if self.frozen.is_empty() {
+            warn!("this daemon goes on");
+        }
+    }
+
+    async fn thaw_part(&mut self, part: Frozen) -> Result<(), StartError> {
+        match part {
+            Frozen::Journal => self.instance.read_journal()?,
+            Frozen::Tables => self.go_on()?,
+            Frozen::Interfaces => self.attach_again().await?,
+            Frozen::Scan => self.scan = Some(Scan::start(&self.datapath, self.made.constants())?),
+            Frozen::Tasks => self.start_tasks()?,
+        }
+        Ok(())
+    }
+
+    /// Whether the tables are known to be as this daemon has them in mind, so that it may write into them.
+    pub(super) fn may_write(&self) -> bool {
+        self.frozen.iter().all(|(part, _)| *part != Frozen::Tables)
     }
 
     fn go_on(&mut self) -> Result<(), StartError> {
@@ -119,23 +136,27 @@ impl Daemon {
         let handle = link::connect().map_err(StartError::Netlink)?;
         let host = link::links(&handle).await?;
         let links = interfaces(&self.config, &self.instance, &host)?;
-        let mode = attach::mode_for(&host, &links, self.config.xdp.mode);
-        let in_place = attach::can_replace(&links, mode, self.instance.pins());
-        let stay = if in_place { links.as_slice() } else { &[] };
-        self.instance.pins().clear(&Keep { links: stay.iter().map(|link| link.index).collect(), maps: true })?;
         // The maps that are pinned may be the other process's.
         let made = tables::Made { are_adopted: false, ..self.made.clone() };
-        self.attachments =
-            attach_program(&self.config, &mut self.instance, &mut self.datapath, &made, (&host, &links))?;
+        let attached = attach_program(&self.config, &mut self.instance, &mut self.datapath, &made, (&host, &links))?;
+        // Those that are gone are still waited for.
+        let is_gone = |one: &Attachment| attached.iter().all(|attachment| attachment.interface != one.interface);
+        let gone: Vec<Attachment> = std::mem::take(&mut self.attachments).into_iter().filter(is_gone).collect();
+        self.attachments = attached.into_iter().chain(gone).collect();
         Ok(())
     }
 
     /// The other one serves.
-    fn part(&mut self, mut successor: Successor, lost: Option<Lost>) {
+    fn part(&mut self, mut successor: Successor, arrival: Arrival) {
         let pid = successor.pid();
         service_manager::main_process_is(pid);
-        info!(pid, "another process has taken this one's place");
-        successor.answer(Response::Restarted { pid, lost });
+        info!(
+            pid,
+            version = arrival.version,
+            executable = %arrival.executable.display(),
+            "another process has taken this one's place"
+        );
+        successor.answer(Response::Restarted { pid, arrival });
         successor.release();
     }
 
@@ -174,32 +195,39 @@ impl Daemon {
     }
 }
 
+/// What a daemon stops while another process may be about to take its place, in the order in which it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Frozen {
+    /// Reading what the other one has changed on the host.
+    Journal,
+    /// Reading back the tables, and writing into them.
+    Tables,
+    /// Having the program on the interfaces.
+    Interfaces,
+    /// The scan of the connection table.
+    Scan,
+    /// The control socket and the watch over next hops.
+    Tasks,
+}
+
+impl Frozen {
+    const ALL: [Self; 5] = [Self::Journal, Self::Tables, Self::Interfaces, Self::Scan, Self::Tasks];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Journal => "journal of changes",
+            Self::Tables => "tables",
+            Self::Interfaces => "program on the interfaces",
+            Self::Scan => "scan of the connection table",
+            Self::Tasks => "control socket and next hops",
+        }
+    }
+}
+
 /// Tells the process that has taken this one's place to stop, as this one was told meanwhile.
 fn pass_on(pid: u32) {
     let result = i32::try_from(pid).map_err(|_| Errno::ESRCH).and_then(|pid| kill(Pid::from_raw(pid), Signal::SIGTERM));
     if let Err(error) = result {
         error!(%error, pid, "the signal to stop was not passed on");
-    }
-}
-
-/// What operators have drained, as of `now`.
-fn drains(desired: &Desired, now: Instant) -> Vec<Drain> {
-    let drains = desired.drains().map(|((service, real_server), until)| Drain {
-        virtual_server: service.address,
-        protocol: service.protocol as u8,
-        real_server,
-        milliseconds: until
-            .map(|until| u64::try_from(until.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX)),
-    });
-    drains.collect()
-}
-
-/// Drains what was drained in the daemon before, as far as it is still there.
-pub(super) fn drain_again(desired: &mut Desired, drains: &[Drain], now: Instant) {
-    for Drain { virtual_server, protocol, real_server, milliseconds } in drains {
-        let Some(protocol) = Protocol::from_number(*protocol) else { continue };
-        let service = Some(Service { address: *virtual_server, protocol });
-        let selector = Selector { ip: real_server.ip(), port: Some(real_server.port()), service };
-        desired.drain(&selector, milliseconds.map(Duration::from_millis), now);
     }
 }

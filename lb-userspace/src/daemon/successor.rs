@@ -1,18 +1,18 @@
 //! The process that is to take this daemon's place, seen from here.
 
-use std::fmt;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tracing::debug;
 
+use super::command_line::CommandLine;
+use super::state::State;
 use crate::control::protocol::Response;
-use crate::handover::{Channel, Drain, Message};
+use crate::handover::{Channel, Message};
 use crate::instance::Locks;
 
 /// How long it may prepare: a resolution of next hops and the verifier take a second or two.
@@ -25,30 +25,6 @@ const END: Duration = Duration::from_secs(5);
 /// The environment variable by which a daemon knows whose place it takes: the other's process id. Its standard input is the
 /// [`Channel`] then.
 pub const PREDECESSOR: &str = "EVENKEEL_PREDECESSOR";
-
-/// This process's executable and arguments, as they were given.
-#[derive(Clone, Debug)]
-pub struct CommandLine {
-    executable: PathBuf,
-    arguments: Vec<std::ffi::OsString>,
-}
-
-impl CommandLine {
-    /// Asks for them now: an executable that is replaced later has the same name.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell.
-    pub fn of_this() -> io::Result<Self> {
-        Ok(Self { executable: std::env::current_exe()?, arguments: std::env::args_os().skip(1).collect() })
-    }
-}
-
-impl fmt::Display for CommandLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.executable.display().fmt(f)
-    }
-}
 
 /// A process that prepares to take this one's place. Dropping it ends it.
 pub struct Successor {
@@ -111,14 +87,14 @@ impl Successor {
         }
     }
 
-    /// Hands over the socket and what operators have drained; from now on this daemon must change nothing.
+    /// Hands over the socket and what this daemon has in mind; from now on it must change nothing.
     ///
     /// # Errors
     ///
     /// When it has gone.
-    pub fn hand_over(&mut self, listener: &UnixListener, drains: Vec<Drain>) -> io::Result<()> {
+    pub fn hand_over(&mut self, listener: &UnixListener, State { drains, rises }: State) -> io::Result<()> {
         self.deadline = Instant::now() + CHANGE;
-        self.channel.send(&Message::Yours { drains }, &[listener.as_fd()])
+        self.channel.send(&Message::Yours { drains, rises }, &[listener.as_fd()])
     }
 
     /// Answers whoever has asked for it.

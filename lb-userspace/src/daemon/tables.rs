@@ -1,6 +1,6 @@
 //! The tables that a daemon begins with: new ones, or those of an earlier daemon.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use lb_common::connection::{State, Timeouts};
@@ -83,7 +83,8 @@ fn apart(options: LoadOptions, capacity: Capacity, given_up: Option<Unfit>) -> R
 }
 
 impl Loaded {
-    /// Serves `table`; `set_ways` tells the ways to real servers before. Where the tables of an earlier daemon turn out to be
+    /// Serves what is `desired`; `set_ways` tells the ways to real servers before. In tables of an earlier daemon, real servers
+    /// that these lack rise slowly, as after a reload. Where the tables of an earlier daemon turn out to be
     /// of no use, new ones are made after all.
     ///
     /// # Errors
@@ -91,13 +92,13 @@ impl Loaded {
     /// When a map cannot be written.
     pub fn serve(
         self,
-        table: &ServiceTable,
+        desired: &mut Desired,
         set_ways: impl Fn(&mut XdpDatapath) -> Result<(), DatapathError>,
     ) -> Result<(XdpDatapath, Made), StartError> {
         let (mut datapath, made) = match self {
             Self::Apart(datapath, made) => (*datapath, made),
             Self::Onto(ebpf, made) => {
-                let error = match adopt(ebpf, &made, table, &set_ways) {
+                let error = match adopt(ebpf, &made, desired, &set_ways) {
                     Ok(datapath) => return Ok((datapath, made)),
                     Err(StartError::Datapath(error @ (DatapathError::Foreign { .. } | DatapathError::Full { .. }))) => {
                         error
@@ -106,7 +107,7 @@ impl Loaded {
                 };
                 let unfit = Unfit { differences: vec![chain(&error)], connections: None };
                 let secret = object::random_secret().map_err(StartError::Random)?;
-                let capacity = Capacity { nat: true, ..Capacity::of(table) };
+                let capacity = Capacity { nat: true, ..Capacity::of(&desired.largest_table()) };
                 match apart(LoadOptions { secret, ..resized(made.options, capacity) }, capacity, Some(unfit))? {
                     Self::Apart(datapath, made) => (*datapath, made),
                     Self::Onto(..) => unreachable!("it was not looked for"),
@@ -114,12 +115,12 @@ impl Loaded {
             }
         };
         set_ways(&mut datapath)?;
-        reconcile(&mut datapath, table)?;
+        reconcile(&mut datapath, &desired.table(Instant::now()))?;
         Ok((datapath, made))
     }
 }
 
-/// Goes on with the maps of `ebpf`, which nobody else changes any more, and serves `table`.
+/// Goes on with the maps of `ebpf`, which nobody else changes any more, and serves what is `desired`.
 ///
 /// # Errors
 ///
@@ -127,11 +128,12 @@ impl Loaded {
 fn adopt(
     ebpf: Ebpf,
     made: &Made,
-    table: &ServiceTable,
+    desired: &mut Desired,
     set_ways: impl Fn(&mut XdpDatapath) -> Result<(), DatapathError>,
 ) -> Result<XdpDatapath, StartError> {
     let mut datapath = XdpDatapath::adopt(ebpf, made.options.timeouts)?;
-    go_on(&mut datapath, made, table, set_ways)?;
+    desired.go_on_from(&datapath.weighted()?, Instant::now());
+    go_on(&mut datapath, made, &desired.table(Instant::now()), set_ways)?;
     Ok(datapath)
 }
 

@@ -204,17 +204,33 @@ impl Desired {
         self.drained.iter().map(|(member, until)| (*member, *until))
     }
 
+    /// Every real server whose weight is on its way up, and since when.
+    pub fn rises(&self) -> impl Iterator<Item = (Member, Instant)> {
+        self.rising.iter().map(|(member, since)| (*member, *since))
+    }
+
+    /// Has a real server's weight be on its way up since then, where it is there, has a slow start, and is not drained.
+    pub fn rise_since(&mut self, member: Member, since: Instant) {
+        if !self.drained.contains_key(&member) {
+            self.rise(member, since);
+        }
+    }
+
+    /// Goes on from what is `installed`, by virtual server those real servers that take connections: others rise slowly, as
+    /// after a change of the configuration.
+    pub fn go_on_from(&mut self, installed: &BTreeMap<Service, BTreeSet<SocketAddr>>, now: Instant) {
+        let is_new = |member: &Member| installed.get(&member.0).is_some_and(|reals| !reals.contains(&member.1));
+        let new: Vec<Member> = serving(&self.virtual_servers).into_iter().filter(is_new).collect();
+        for member in new {
+            if !self.rising.contains_key(&member) {
+                self.rise_since(member, now);
+            }
+        }
+    }
+
     /// Takes another configuration. What was drained and is still there stays drained; real servers that are new, or had
     /// weight 0, rise slowly.
     pub fn replace(&mut self, virtual_servers: Vec<VirtualServer>, now: Instant) {
-        let serving = |servers: &[VirtualServer]| -> BTreeSet<Member> {
-            let members = |server: &VirtualServer| {
-                let service = server.service;
-                let weighted = server.real_servers.iter().filter(|real| real.weight != Weight::ZERO);
-                weighted.map(|real| (service, real.address)).collect::<Vec<_>>()
-            };
-            servers.iter().flat_map(members).collect()
-        };
         let (before, after) = (serving(&self.virtual_servers), serving(&virtual_servers));
         let known: BTreeSet<Service> = self.virtual_servers.iter().map(|server| server.service).collect();
         self.virtual_servers = virtual_servers;
@@ -223,8 +239,8 @@ impl Desired {
         self.rising.retain(|member, _| after.contains(member));
         for member in after.difference(&before) {
             // All real servers of a new virtual server are equally fresh.
-            if known.contains(&member.0) && !self.drained.contains_key(member) {
-                self.rise(*member, now);
+            if known.contains(&member.0) {
+                self.rise_since(*member, now);
             }
         }
     }
@@ -283,6 +299,16 @@ impl Desired {
         };
         self.virtual_servers.iter().flat_map(reals)
     }
+}
+
+/// The real servers that are to have a weight.
+fn serving(servers: &[VirtualServer]) -> BTreeSet<Member> {
+    let members = |server: &VirtualServer| {
+        let service = server.service;
+        let weighted = server.real_servers.iter().filter(|real| real.weight != Weight::ZERO);
+        weighted.map(|real| (service, real.address)).collect::<Vec<_>>()
+    };
+    servers.iter().flat_map(members).collect()
 }
 
 #[cfg(test)]

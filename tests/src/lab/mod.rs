@@ -163,6 +163,12 @@ impl Lab {
         self.bpffs.path()
     }
 
+    /// Makes the interface towards the real servers of a two-armed lab, which a test has deleted, again with this Ethernet
+    /// address. What is returned must live as long as it is used.
+    pub fn make_server_interface_again(&self, mac: &str) -> Result<impl Sized + use<>> {
+        topology::make_server_interface(&self.switch, &self.director, mac)
+    }
+
     /// Starts a long-running program in a namespace; its output goes to a log in [`Lab::directory`], which is
     /// shown if a test fails.
     ///

@@ -148,6 +148,19 @@ fn prepare_ports(switch: &Namespace, arms: Arms, uplink: Uplink) -> Result<Vec<X
     Ok(passes)
 }
 
+/// The director's interface towards the real servers, once more.
+pub(super) fn make_server_interface(switch: &Namespace, director: &Namespace, mac: &str) -> Result<XdpPass> {
+    switch.ip_batch(&link::veth("director1", SERVER_BRIDGE, director, "eth1"))?;
+    switch.command("ethtool")?.args(["-K", "director1", "tx", "off"]).run()?;
+    let pass = XdpPass::attach(switch, "director1")?;
+    director.ip_batch(&[
+        format!("link set eth1 address {mac} up"),
+        address_line(DIRECTOR_SERVERS4, 24, "eth1"),
+        address_line(DIRECTOR_SERVERS6, 64, "eth1"),
+    ])?;
+    Ok(pass)
+}
+
 fn up(interface: &str) -> [String; 2] {
     ["link set lo up".to_owned(), format!("link set {interface} up")]
 }

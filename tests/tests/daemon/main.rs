@@ -11,6 +11,7 @@ mod devices;
 mod direct;
 mod director;
 mod drain;
+mod interfaces;
 mod large;
 mod lifecycle;
 mod limits;

@@ -13,7 +13,7 @@ use evenkeel_tests::lab::{Arms, Crowd, Finished, Forwarding, Lab};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::director::{PATIENCE, Setup, evenkeel, footprint, lab, run, wait_until};
+use crate::director::{PATIENCE, Setup, evenkeel, footprint, lab, lab_of, run, wait_until};
 use crate::operated::{ECHO, ECHO4, Operated, Server, each, echoes, newcomers, runs, tell, while_talking};
 
 /// A copy of the daemon's executable that a test may exchange.
@@ -226,6 +226,90 @@ fn a_restart_that_needs_other_tables_says_how_many_connections_are_lost() -> Res
     operated.stop()
 }
 
+#[test]
+fn a_restart_takes_what_a_symbolic_link_leads_to_now() -> Result<()> {
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
+    let (servers, _echoes) = two(&lab)?;
+    let (upgraded, link) = (executable(&lab)?, lab.directory().join("bin/evenkeel"));
+    let lead_to = |target: &Path| -> Result<()> {
+        let new = link.with_extension("new");
+        std::os::unix::fs::symlink(target, &new)?;
+        Ok(fs::rename(new, &link)?)
+    };
+    fs::create_dir(lab.directory().join("bin"))?;
+    lead_to(&evenkeel())?;
+    let mut operated = Operated::start_by(&lab, "", &servers, Command::new(&link))?;
+    lead_to(&upgraded)?;
+    for _ in 0..2 {
+        let told = operated.restart()?;
+        let words = format!("version {} of {}, connections", env!("CARGO_PKG_VERSION"), upgraded.display());
+        ensure!(told.contains(&words), "{words:?} is not in {told}");
+    }
+    operated.stop()
+}
+
+#[test]
+fn a_slow_start_goes_on_over_a_restart_and_begins_with_one() -> Result<()> {
+    let Some(lab) = lab_of(4, Forwarding::Nat, Arms::One)? else { return Ok(()) };
+    let server = Server::tcp(ECHO4).key("scheduler = \"wrr\"\nslow_start = \"1h\"");
+    let with = |numbers: &[u8]| [numbers.iter().fold(server.clone(), |all, one| all.real(*one, "weight = 100"))];
+    let mut operated = Operated::start(&lab, &with(&[1, 2]))?;
+    let rising = |operated: &Operated<'_>, numbers: &[u8]| -> Result<Vec<u8>> {
+        let mut rising = Vec::new();
+        for number in numbers {
+            let real = operated.real(&server, *number)?;
+            let is_rising = real["rising"] == true;
+            assert_eq!(is_rising, real["weight"].as_u64().context("no weight")? < 100, "{real:#}");
+            rising.extend(is_rising.then_some(*number));
+        }
+        Ok(rising)
+    };
+    operated.reload(&with(&[1, 2, 3]))?;
+    assert_eq!(rising(&operated, &[1, 2, 3])?, [3]);
+    operated.write(&with(&[1, 2, 3, 4]))?;
+    operated.restart()?;
+    assert_eq!(rising(&operated, &[1, 2, 3, 4])?, [3, 4]);
+    // What a killed one had in mind nobody knows, but what is new is seen in the tables.
+    operated.reload(&with(&[1, 2, 3]))?;
+    operated.write(&with(&[1, 2, 3, 4]))?;
+    operated.kill_and_start()?;
+    assert_eq!(rising(&operated, &[1, 2, 3, 4])?, [4]);
+    operated.stop()
+}
+
+/// What one that has failed leaves broken hinders only what needs it, until it is whole again.
+#[test]
+fn a_daemon_that_goes_on_does_so_with_all_that_it_can() -> Result<()> {
+    let Some(lab) = lab(Forwarding::Nat, Arms::One)? else { return Ok(()) };
+    let (servers, _echoes) = two(&lab)?;
+    let before = footprint(&lab, &Setup::of(&lab))?;
+    let mut operated = Operated::start(&lab, &servers)?;
+    let mut crowd = Crowd::connect(lab.client(), ECHO4, 40)?;
+    let journal = operated.daemon.setup.socket().with_extension("journal");
+    let whole = fs::read_to_string(&journal)?;
+    fs::write(&journal, format!("{whole}no change\n"))?;
+    while_talking(&mut crowd, |rounds| {
+        operated.refuses(&["restart"], &["not restarted, the daemon goes on as before", "test.journal"])?;
+        rounds.pass()?;
+        operated.daemon.process.wait_for_log("part=\"journal of changes\"", PATIENCE)?;
+        let status = operated.daemon.status()?;
+        assert_eq!(
+            (&status["pid"], &status["interfaces"][0]["mode"]),
+            (&operated.daemon.process.pid().into(), &"native".into())
+        );
+        assert_eq!(operated.reload(&[servers[0].clone().reals([3])])?, "reloaded: 1 virtual server has changed\n");
+        let mended: Vec<String> = fs::read_to_string(&journal)?.lines().map(|line| format!("{line}\n")).collect();
+        fs::write(&journal, mended.into_iter().filter(|line| line != "no change\n").collect::<String>())?;
+        operated.daemon.process.wait_for_log("this daemon goes on", 3 * PATIENCE)?;
+        operated.restart()?;
+        rounds.pass()
+    })?;
+    assert_eq!(crowd.ended(), BTreeMap::new());
+    operated.stop()?;
+    assert_eq!(footprint(&lab, &operated.daemon.setup)?, before);
+    Ok(())
+}
+
 /// A directory with a `systemctl` that prints these jobs.
 fn systemctl(lab: &Lab, jobs: &str) -> Result<String> {
     let directory = lab.directory().join("bin");
@@ -241,24 +325,31 @@ fn systemd_restarts_without_loss_and_stops_for_good() -> Result<()> {
     let before = footprint(&lab, &Setup::of(&lab))?;
     let mut operated = Operated::start(&lab, &servers)?;
     let mut crowd = Crowd::connect(lab.client(), ECHO4, 40)?;
-    let socket = operated.daemon.setup.socket();
-    let stop = |jobs: &str| -> Result<String> {
+    let stop = |pid: u32, jobs: &str| -> Result<String> {
         let mut command = lab.director().command("env")?.args([format!("PATH={}", systemctl(&lab, jobs)?)]);
-        command = command.arg(evenkeel()).args(["stop", "--unit", "evenkeel.service", "--socket"]).arg(&socket);
+        command =
+            command.arg(evenkeel()).args(["stop", "--unit", "evenkeel.service"]).args(["--pid", &pid.to_string()]);
         command.limit(PATIENCE).run()
     };
     while_talking(&mut crowd, |rounds| {
-        let told = stop("17 evenkeel.service restart running\\n18 other.service stop waiting\\n")?;
+        // A file that is broken by then is no reason to withdraw.
+        operated.write(&[servers[0].clone().key("schedule = \"rr\"")])?;
+        let told = stop(
+            operated.daemon.process.pid(),
+            "17 evenkeel.service restart running\\n18 other.service stop waiting\\n",
+        )?;
         assert_eq!(told, "stopped; the program forwards on, for the next daemon\n");
         ensure!(operated.daemon.process.wait(PATIENCE)?.success(), "{}", operated.daemon.process.log());
         rounds.pass()?;
+        operated.write(&servers)?;
         operated.start_again()?;
         rounds.pass()
     })?;
     ensure!(operated.daemon.status()?["adopted"] == true);
     assert_eq!(crowd.ended(), BTreeMap::new());
     crate::adoption::is_exact(&operated, 40)?;
-    assert_eq!(stop("18 other.service restart running\\n19 evenkeel.service stop running\\n")?, "stopped\n");
+    let pid = operated.daemon.process.pid();
+    assert_eq!(stop(pid, "18 other.service restart running\\n19 evenkeel.service stop running\\n")?, "stopped\n");
     ensure!(operated.daemon.process.wait(PATIENCE)?.success(), "{}", operated.daemon.process.log());
     assert_eq!(footprint(&lab, &operated.daemon.setup)?, before);
     Ok(())

@@ -22,6 +22,7 @@ use super::entries;
 use super::found::{self, Found};
 use super::live_index::LiveIndex;
 use super::maps::{KeyOctets, Maps};
+use super::places::Role;
 use super::prefixes::Prefixes;
 use super::rest::REST;
 use super::slots::Slots;
@@ -93,6 +94,26 @@ impl XdpDatapath {
             }
         }
         Ok(())
+    }
+
+    /// The virtual servers that were found, each with those of its real servers that have a weight.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] from the kernel.
+    pub fn weighted(&self) -> Result<BTreeMap<Service, BTreeSet<SocketAddr>>, DatapathError> {
+        let mut weighted = BTreeMap::new();
+        for (service, _) in self.slots.virtual_servers() {
+            let mut reals = BTreeSet::new();
+            for (tenant, index) in self.slots.places.of(service).filter(|(tenant, _)| tenant.role == Role::Real) {
+                let entry = self.real_server(index)?;
+                if entry.weight != 0 && !entries::is_removed(&entry) {
+                    reals.insert(tenant.address);
+                }
+            }
+            weighted.insert(service, reals);
+        }
+        Ok(weighted)
     }
 
     /// Serves `desired` and nothing else: everything is written once, whether it seems to be there or not. Returns how many

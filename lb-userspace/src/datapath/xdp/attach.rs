@@ -106,15 +106,21 @@ pub struct Attachment {
     pub ifindex: u32,
     /// How the program was attached.
     pub mode: AttachedMode,
+    /// Whether an earlier daemon's program had to go before this one came.
+    pub had_gap: bool,
+    /// What is wrong with its interface, as it was said last.
+    pub failure: Option<String>,
     program: u32,
     is_attached: bool,
-    _link: FdLink,
+    /// None once its interface is gone.
+    link: Option<FdLink>,
 }
 
 impl Attachment {
     fn new(link: &Link, mode: AttachedMode, program: u32, link_fd: FdLink) -> Self {
         let (interface, ifindex) = (link.name.clone(), link.index);
-        Self { interface, ifindex, mode, program, is_attached: true, _link: link_fd }
+        let link = Some(link_fd);
+        Self { interface, ifindex, mode, had_gap: false, failure: None, program, is_attached: true, link }
     }
 
     /// Compares with the interface as the kernel shows it now; true where the program has just been found missing.
@@ -122,6 +128,16 @@ impl Attachment {
         let was_attached = self.is_attached;
         self.is_attached = link.is_some_and(|link| link.xdp_program == Some(self.program));
         was_attached && !self.is_attached
+    }
+
+    /// Its interface is gone; true where that has just been found.
+    pub fn let_go(&mut self) -> bool {
+        self.link.take().is_some()
+    }
+
+    /// Its interface among the `host`'s.
+    pub fn of<'a>(&self, host: &'a [Link]) -> Option<&'a Link> {
+        host.iter().find(|link| link.index == self.ifindex && self.link.is_some())
     }
 
     /// `native`, `generic` or `detached`.
@@ -228,71 +244,86 @@ pub fn mode_for(host: &[Link], links: &[Link], mode: XdpMode) -> XdpMode {
     XdpMode::Generic
 }
 
-/// Whether the programs that a killed daemon left on all of `links` can be replaced where they are, without a gap.
+/// Puts the load balancer on all of `links` and pins it, so that it stays when the daemon dies.
 ///
-/// That needs a live pinned link on each, in the mode that is asked for, and one mode for all.
-pub fn can_replace(links: &[Link], mode: XdpMode, pins: &Pins) -> bool {
-    let ours = pins.programs();
-    let natives = links.iter().filter(|link| link.xdp_is_native).count();
-    let fits = match mode {
-        XdpMode::Native => natives == links.len(),
-        XdpMode::Generic => natives == 0,
-        XdpMode::Auto => natives == links.len() || natives == 0,
-    };
-    let is_ours = |link: &Link| link.xdp_program.is_some_and(|id| ours.contains(&id)) && pins.link(link.index).exists();
-    fits && links.iter().all(is_ours)
-}
-
-/// Puts the load balancer in the place of the program of each pinned link, atomically for each.
+/// Where an earlier daemon's program is, in the mode that is wanted now, it is exchanged on its link, without a gap. Other
+/// interfaces come first, so that one which is refused costs nobody anything. Where the mode is another one, the program goes
+/// before the new one comes, since the kernel has but one of them at a time.
+///
+/// With `auto`, what is there keeps its mode, and one interface that takes no native program makes all of them generic: frames
+/// cannot be redirected from one kind to the other.
 ///
 /// # Errors
 ///
-/// [`AttachError`]; interfaces that were done before it have the new program then.
-pub fn replace_all(ebpf: &mut Ebpf, links: &[Link], pins: &Pins) -> Result<Vec<Attachment>, AttachError> {
-    let xdp = object::program(ebpf, PROGRAM)?;
-    let program = xdp.info().map_err(AttachError::Info)?.id();
-    let mut attachments = Vec::new();
-    for link in links {
-        let interface = || link.name.clone();
-        let refused = |source| AttachError::Refused { interface: interface(), source };
-        let no_link = |source| AttachError::NoLink { interface: interface(), source };
-        let pinned = PinnedLink::from_pin(pins.link(link.index)).map_err(no_link)?;
-        let old = XdpLink::try_from(FdLink::from(pinned)).map_err(no_link)?;
-        let id = xdp.attach_to_link(old).map_err(refused)?;
-        let link_fd = FdLink::try_from(xdp.take_link(id).map_err(refused)?).map_err(no_link)?;
-        let mode = if link.xdp_is_native { AttachedMode::Native } else { AttachedMode::Generic };
-        attachments.push(Attachment::new(link, mode, program, link_fd));
-    }
-    Ok(attachments)
-}
-
-/// Attaches the load balancer to all of `links` and pins it, so that it stays when the daemon dies.
-///
-/// With `auto`, one interface that takes no native program makes all of them generic: frames cannot be redirected from one
-/// kind to the other.
-///
-/// # Errors
-///
-/// [`AttachError`]; what is attached then goes with its pin.
+/// [`AttachError`]; what is pinned by then stays, with the old or the new program.
 pub fn attach_all(ebpf: &mut Ebpf, links: &[Link], mode: XdpMode, pins: &Pins) -> Result<Vec<Attachment>, AttachError> {
+    let ours = pins.programs();
+    let serves = |link: &&Link| link.xdp_program.is_some_and(|id| ours.contains(&id)) && pins.link(link.index).exists();
+    let (serving, new): (Vec<&Link>, Vec<&Link>) = links.iter().partition(serves);
+    let mode = match mode {
+        XdpMode::Auto if serving.iter().any(|link| !link.xdp_is_native) => XdpMode::Generic,
+        mode => mode,
+    };
     let mut taken = Vec::new();
-    for link in links {
+    for link in &new {
         taken.push(attach(ebpf, PROGRAM, link, mode)?);
     }
-    let is_mixed = taken.iter().any(|(_, mode)| *mode == AttachedMode::Generic)
-        && taken.iter().any(|(_, mode)| *mode == AttachedMode::Native);
-    if is_mixed {
+    let takes = |mode| taken.iter().any(|(_, taken)| *taken == mode);
+    let is_generic = mode == XdpMode::Generic || takes(AttachedMode::Generic);
+    if mode == XdpMode::Auto && is_generic && (takes(AttachedMode::Native) || !serving.is_empty()) {
         warn!("frames cannot go from native to generic interfaces, so all are taken in generic mode");
         drop(taken);
         return attach_all(ebpf, links, XdpMode::Generic, pins);
     }
     let program = object::program(ebpf, PROGRAM)?.info().map_err(AttachError::Info)?.id();
-    let pin = |(link, (taken, mode)): (&Link, (XdpLink, AttachedMode))| {
-        let path = pins.link(link.index);
-        let fd =
-            FdLink::try_from(taken).map_err(|source| AttachError::NoLink { interface: link.name.clone(), source })?;
-        let pinned = fd.pin(&path).map_err(|source| PinsError::Pin { path, source })?;
-        Ok(Attachment::new(link, mode, program, pinned.into()))
-    };
-    links.iter().zip(taken).map(pin).collect()
+    let mut attachments = Vec::new();
+    for (link, (taken, mode)) in new.into_iter().zip(taken) {
+        attachments.push(Attachment::new(link, mode, program, pin(link, taken, pins)?));
+    }
+    for link in serving {
+        attachments.push(if link.xdp_is_native == is_generic {
+            change(ebpf, link, if is_generic { XdpMode::Generic } else { XdpMode::Native }, pins)?
+        } else {
+            replace(ebpf, link, pins)?
+        });
+    }
+    attachments.sort_by_key(|attachment| links.iter().position(|link| link.index == attachment.ifindex));
+    Ok(attachments)
+}
+
+/// Pins the link of an interface, where at most that of an interface that is gone has the name.
+fn pin(link: &Link, taken: XdpLink, pins: &Pins) -> Result<FdLink, AttachError> {
+    let path = pins.link(link.index);
+    pins.remove_link(link.index)?;
+    let fd = FdLink::try_from(taken).map_err(|source| AttachError::NoLink { interface: link.name.clone(), source })?;
+    Ok(fd.pin(&path).map_err(|source| PinsError::Pin { path, source })?.into())
+}
+
+/// Puts the load balancer in the place of the program of a pinned link, atomically.
+fn replace(ebpf: &mut Ebpf, link: &Link, pins: &Pins) -> Result<Attachment, AttachError> {
+    let interface = || link.name.clone();
+    let refused = |source| AttachError::Refused { interface: interface(), source };
+    let no_link = |source| AttachError::NoLink { interface: interface(), source };
+    let xdp = object::program(ebpf, PROGRAM)?;
+    let program = xdp.info().map_err(AttachError::Info)?.id();
+    let pinned = PinnedLink::from_pin(pins.link(link.index)).map_err(no_link)?;
+    let old = XdpLink::try_from(FdLink::from(pinned)).map_err(no_link)?;
+    let id = xdp.attach_to_link(old).map_err(refused)?;
+    let link_fd = FdLink::try_from(xdp.take_link(id).map_err(refused)?).map_err(no_link)?;
+    let mode = if link.xdp_is_native { AttachedMode::Native } else { AttachedMode::Generic };
+    Ok(Attachment::new(link, mode, program, link_fd))
+}
+
+/// Attaches the load balancer in another mode than that which the program of a pinned link has.
+fn change(ebpf: &mut Ebpf, link: &Link, mode: XdpMode, pins: &Pins) -> Result<Attachment, AttachError> {
+    pins.remove_link(link.index)?;
+    let (taken, mode) = attach(ebpf, PROGRAM, link, mode)?;
+    warn!(
+        interface = link.name,
+        mode = mode.name(),
+        "XDP changes its mode here: for a moment packets passed to the host, which may have reset connections"
+    );
+    let program = object::program(ebpf, PROGRAM)?.info().map_err(AttachError::Info)?.id();
+    let link_fd = pin(link, taken, pins)?;
+    Ok(Attachment { had_gap: true, ..Attachment::new(link, mode, program, link_fd) })
 }

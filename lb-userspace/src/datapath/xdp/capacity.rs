@@ -176,12 +176,13 @@ mod tests {
             (1..=count).map(servers).collect()
         };
         let capacity = Capacity::of(&table(2, 1));
-        // The second real server makes a ring of weights 128 times as long; 63 * 2 * (128 + 1) chunks are 16,254.
+        // The second real server makes a ring of weights 128 times as long: twice 129 chunks for each; eight places each are all.
         let weighted = |count: u16| -> ServiceTable {
             (1..=count).map(|port| (service(&format!("10.0.0.1:{port}")), servers(Scheduler::Wlc, 2))).collect()
         };
-        assert!(Capacity::of(&weighted(1)).has_room_for(&weighted(63)));
-        assert!(!capacity.has_room_for(&weighted(64)));
+        let single = BTreeMap::from([(service("10.0.0.1:1"), servers(Scheduler::Wlc, 1))]);
+        assert!(Capacity::of(&single).has_room_for(&weighted(32)));
+        assert!(!Capacity::of(&single).has_room_for(&weighted(33)));
         // 256 places.
         assert!(capacity.has_room_for(&table(128, 2)));
         assert!(!capacity.has_room_for(&table(129, 2)));

@@ -11,7 +11,7 @@ use aya::maps::Map;
 use aya::pin::PinError;
 use aya::programs::links::{FdLink, PinnedLink};
 use nix::sys::statfs::{FsType, statfs};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::detach::detach;
 
@@ -91,10 +91,10 @@ pub enum PinsError {
 }
 
 /// What of the pins stays when a daemon takes another's place.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keep {
-    /// The links of the interfaces with these indexes.
-    pub links: Vec<u32>,
+    /// Whether the links stay.
+    pub links: bool,
     /// Whether the maps stay.
     pub maps: bool,
 }
@@ -189,22 +189,33 @@ impl Pins {
     /// # Errors
     ///
     /// [`PinsError::Io`] where a pin cannot be removed.
-    pub fn clear(&self, keep: &Keep) -> Result<(), PinsError> {
-        let links: Vec<PathBuf> = keep.links.iter().map(|ifindex| self.link(*ifindex)).collect();
+    pub fn clear(&self, keep: Keep) -> Result<(), PinsError> {
         let mut paths = self.entries()?;
-        paths.retain(|path| !links.contains(path) && (!keep.maps || is_link(path)));
+        paths.retain(|path| is_ours(path) && !if is_link(path) { keep.links } else { keep.maps });
         // Links first: a program that still runs must not lose its maps' names to a half-finished removal.
         paths.sort_by_key(|path| !is_link(path));
-        for path in paths.into_iter().filter(|path| is_ours(path)) {
-            if is_link(&path)
-                && let Err(error) = detach(&path)
-            {
-                // Without its pin it goes all the same, only later.
-                warn!(path = %path.display(), %error, "link not detached at once");
-            }
-            fs::remove_file(&path).map_err(|source| PinsError::Io { action: "remove", path, source })?;
-        }
-        Ok(())
+        paths.into_iter().try_for_each(remove)
+    }
+
+    /// Detaches the program from all interfaces but those with these indexes.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Io`] where a pin cannot be removed.
+    pub fn keep_links(&self, ifindexes: &[u32]) -> Result<(), PinsError> {
+        let kept: Vec<PathBuf> = ifindexes.iter().map(|ifindex| self.link(*ifindex)).collect();
+        let paths = self.entries()?.into_iter().filter(|path| is_link(path) && !kept.contains(path));
+        paths.inspect(|path| info!(pin = %path.display(), "XDP program detached")).try_for_each(remove)
+    }
+
+    /// Detaches the program from the interface with index `ifindex`, where it is attached by a pinned link.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Io`] where the pin cannot be removed.
+    pub fn remove_link(&self, ifindex: u32) -> Result<(), PinsError> {
+        let path = self.link(ifindex);
+        if path.exists() { remove(path) } else { Ok(()) }
     }
 
     /// Removes the empty folder; its parent goes too where it is empty and not the root of the file system.
@@ -229,6 +240,17 @@ impl Pins {
         let path = self.directory.clone();
         move |source| PinsError::Io { action, path: path.clone(), source }
     }
+}
+
+/// Removes a pin, and detaches what it is a link of.
+fn remove(path: PathBuf) -> Result<(), PinsError> {
+    if is_link(&path)
+        && let Err(error) = detach(&path)
+    {
+        // Without its pin it goes all the same, only later.
+        warn!(path = %path.display(), %error, "link not detached at once");
+    }
+    fs::remove_file(&path).map_err(|source| PinsError::Io { action: "remove", path, source })
 }
 
 /// Whether a pin is a link's, by the name that [`Pins::link`] gives.

@@ -159,3 +159,21 @@ fn while_one_rises_scheduler_and_weights_are_shown_as_they_are_configured() {
         assert_eq!(desired.shown_scheduler(service(1), scheduler), scheduler);
     }
 }
+
+/// As after a change of the configuration: what takes connections in the tables that are gone on with goes on, the rest rises.
+#[test]
+fn what_installed_tables_lack_rises() {
+    let now = Instant::now();
+    let servers = [1, 2].map(|last| virtual_server(last, &[real(1, 100), real(2, 100), real(3, 0)], 100 * SECOND));
+    let mut desired = Desired::new(servers.to_vec(), 250);
+    desired.drain(&Selector { service: Some(service(1)), ..selector(1) }, None, now);
+    // The second virtual server is new, so that all are equally fresh there.
+    desired.go_on_from(&[(service(1), BTreeSet::new())].into(), now);
+    assert_eq!(desired.rises().collect::<Vec<_>>(), [((service(1), real(2, 0).address), now)]);
+    // One that rises already does not begin anew, and one that the tables have does not begin.
+    let later = now + SECOND;
+    desired.undrain(&selector(1), later);
+    desired.go_on_from(&[(service(1), [real(1, 0).address].into())].into(), later + SECOND);
+    let rises = [((service(1), real(1, 0).address), later), ((service(1), real(2, 0).address), now)];
+    assert_eq!(desired.rises().collect::<Vec<_>>(), rises);
+}

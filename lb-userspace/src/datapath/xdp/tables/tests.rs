@@ -260,11 +260,18 @@ fn check_replies(datapath: &XdpDatapath) {
         let owner = datapath.real_server(chain[0]).unwrap().virtual_server;
         assert_eq!(head.flags, datapath.views.services.get(owner).unwrap().flags);
     }
+    let addresses: BTreeSet<IpAddr> = expected.keys().map(|source| source.address.ip()).collect();
+    for address in &addresses {
+        let any =
+            find(datapath, "reply_index", REPLIES_WORD, entries::address_key(*address)).expect("addresses are known");
+        let real = datapath.real_server(u16::try_from(any.index).unwrap()).unwrap();
+        assert_eq!((entries::address(&real).ip(), real.forwarding), (*address, ForwardingMethod::Nat));
+    }
     let buckets = datapath.maps.mapped::<IndexBucket>("reply_index").unwrap();
     let copy = u32::try_from(datapath.views.lookups.get(0).unwrap().replies >> 32).unwrap();
     let half = buckets.length() / 2;
     let valid = (copy * half..(copy + 1) * half).flat_map(|bucket| buckets.get(bucket).unwrap().entries);
-    assert_eq!(valid.filter(|entry| entry.key != 0).count(), expected.len());
+    assert_eq!(valid.filter(|entry| entry.key != 0).count(), expected.len() + addresses.len());
 }
 
 const SERVICES_WORD: usize = super::SERVICES;
