@@ -148,9 +148,9 @@ fn prepare_ports(switch: &Namespace, arms: Arms, uplink: Uplink) -> Result<Vec<X
     Ok(passes)
 }
 
-/// The director's interface towards the real servers, once more.
+/// The director's interface towards the real servers, once more, with an MTU of 1500.
 pub(super) fn make_server_interface(switch: &Namespace, director: &Namespace, mac: &str) -> Result<XdpPass> {
-    switch.ip_batch(&link::veth("director1", SERVER_BRIDGE, director, "eth1"))?;
+    switch.ip_batch(&link::veth("director1", SERVER_BRIDGE, director, "eth1", 1500))?;
     switch.command("ethtool")?.args(["-K", "director1", "tx", "off"]).run()?;
     let pass = XdpPass::attach(switch, "director1")?;
     director.ip_batch(&[
