@@ -13,6 +13,8 @@ pub mod drop_reason;
 pub mod fragment;
 pub mod hash;
 pub mod interface;
+#[cfg(test)]
+mod layout;
 pub mod net;
 pub mod origin;
 #[cfg(feature = "user")]
@@ -23,7 +25,7 @@ pub mod service;
 
 /// Version of every layout in this crate; a daemon never reads pinned maps of another version.
 ///
-/// Raise it with any change to a map's key, value or meaning.
+/// Raise it with any change to a map's key, value or meaning; `layout.txt` has what a test compares them with.
 pub const ABI_VERSION: u32 = 8;
 
 /// Most virtual servers that one instance serves.
