@@ -12,6 +12,7 @@ use lb_common::connection::Timeouts;
 use lb_common::hash::Secret;
 use lb_common::net::{MacAddress, Protocol};
 use lb_common::real::{LoadChunk, NextHop, NextHopState};
+use lb_common::service::Scheduler;
 use lb_userspace::datapath::xdp::capacity::Capacity;
 use lb_userspace::datapath::xdp::object::{self, LoadOptions};
 use lb_userspace::datapath::xdp::pins::MAPS;
@@ -167,8 +168,10 @@ impl Director {
 /// The virtual server that `experiment` needs.
 fn table(experiment: &Experiment) -> ServiceTable {
     let Experiment { family, path, scheduler, servers, .. } = *experiment;
+    // With `ovf` a real server takes no more connections at a time than its weight.
+    let weight = |n: u16| if scheduler == Scheduler::Ovf { u16::MAX } else { 1 + n % 4 };
     let settings = |n: u16| Settings {
-        weight: Weight::new(1 + n % 4),
+        weight: Weight::new(weight(n)),
         forwarding: path.method(),
         thresholds: Thresholds::default(),
     };

@@ -37,7 +37,7 @@ fn what_a_running_daemon_cannot_take_is_refused_and_everything_goes_on() -> Resu
         operated.write(&[one[0].clone(), wide])?;
         operated.refuses(&["reload"], &["whether there are virtual servers with an IPv6 address", "restart it"])?;
 
-        // More than the maps were made for: 264 places, and a Maglev table.
+        // More than the maps were made for: 264 places, and four Maglev tables, each beside the one in use.
         let far = |n: u16| [10, 78, n.to_be_bytes()[0], n.to_be_bytes()[1]];
         let many = (1..=264).fold(tcp.clone(), |server, n| server.real_at(far(n).into(), ""));
         operated.write(&[many])?;
@@ -45,7 +45,9 @@ fn what_a_running_daemon_cannot_take_is_refused_and_everything_goes_on() -> Resu
             &["reload"],
             &["the size of the tables, which so many real servers and such schedulers exceed", "restart it"],
         )?;
-        operated.write(&[one[0].clone().key("scheduler = \"mh\"")])?;
+        operated.write(
+            &[7, 8, 9, 10].map(|port| Server::tcp((address::VIP4, port)).key("scheduler = \"mh\"").reals([1])),
+        )?;
         operated.refuses(
             &["reload"],
             &["the size of the tables, which so many real servers and such schedulers exceed", "restart it"],
@@ -57,6 +59,23 @@ fn what_a_running_daemon_cannot_take_is_refused_and_everything_goes_on() -> Resu
         assert_eq!(operated.reload(&both)?, "reloaded: nothing has changed\n");
         assert_eq!(operated.reload(&one)?, "reloaded: 1 virtual server has changed\n");
         assert_eq!(newcomers(&lab, ECHO4, 4)?, each(&[(1, 4)]));
+        rounds.pass()
+    })?;
+    assert_eq!(crowd.ended(), [].into());
+    operated.stop()
+}
+
+#[test]
+fn a_second_real_server_comes_without_a_restart_also_where_weights_count() -> Result<()> {
+    let Some(lab) = lab(Forwarding::Direct, Arms::One)? else { return Ok(()) };
+    let _echoes = echoes(&lab, ECHO)?;
+    let weighted = Server::tcp(ECHO4).key("scheduler = \"wlc\"");
+    let mut operated = Operated::start(&lab, &[weighted.clone().reals([1])])?;
+    let mut crowd = Crowd::connect(lab.client(), ECHO4, 10)?;
+    while_talking(&mut crowd, |rounds| {
+        assert_eq!(operated.reload(&[weighted.clone().reals([1, 2])])?, "reloaded: 1 virtual server has changed\n");
+        // Ten connections are the first's, so that the next ten are the second's.
+        assert_eq!(newcomers(&lab, ECHO4, 5)?, each(&[(2, 5)]));
         rounds.pass()
     })?;
     assert_eq!(crowd.ended(), [].into());
