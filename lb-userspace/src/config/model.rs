@@ -113,7 +113,8 @@ pub struct Xdp {
     /// Live connections with which the connection table is [`lb_common::connection::FILL_PERCENT`] full,
     /// 1024..=100000000.
     pub connections_max: u32,
-    /// RSTs and ICMP errors a second and CPU that answer packets which find no real server or connection, 0..=1000000.
+    /// RSTs and ICMP errors a second and CPU that answer packets which find no real server or connection, or have expired,
+    /// and as many again to packets that are too big, 0..=1000000.
     pub reject_rate: u32,
     /// From which addresses tunnelled packets come.
     pub tunnel_sources: TunnelSources,

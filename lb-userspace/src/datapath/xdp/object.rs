@@ -33,7 +33,8 @@ pub struct LoadOptions {
     /// Whether connections are kept in full beside the table: needed to list those of IPv6 and of virtual servers that serve
     /// all ports.
     pub wide_tuples: bool,
-    /// Rejections of packets without real server or connection that each CPU may send a second.
+    /// Rejections of packets without real server or connection that each CPU may send a second, and as many answers to
+    /// packets that are too big.
     pub reject_rate: u32,
     /// Whether the program logs its decisions.
     pub packet_log: bool,
